@@ -1,0 +1,1 @@
+"""A transformer as pure functions."""

@@ -1,0 +1,151 @@
+"""Every error sentence: `{function}: {argument} must {requirement}, got {actual}. {remedy}.`
+
+Checks read shapes, dtypes and Python numbers, never a tensor's values: they hold under every
+transform and cost no synchronisation. The plain path through each is a comparison or two.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+from torch import Tensor
+
+from tinyfn.types import Params
+
+E = TypeVar("E", bound=Exception)
+
+
+def fail(
+    kind: type[E], function: str, argument: str, requirement: str, actual: object, remedy: str
+) -> E:
+    """The exception with the one sentence that every error of this library speaks."""
+    return kind(f"{function}: {argument} must {requirement}, got {actual}. {remedy}.")
+
+
+def part(function: str, params: Params, name: str) -> Any:
+    """`params[name]`, or an error that says what is missing and what was there."""
+    try:
+        return params[name]
+    except (KeyError, TypeError, IndexError):
+        _fail_part(function, params, name)
+
+
+def _fail_part(function: str, params: Params, name: str) -> NoReturn:
+    remedy = f"Make params with init_{function}, or pass the sub-dict that {function} eats"
+    if not isinstance(params, dict):
+        kind = type(params).__name__
+        raise fail(TypeError, function, "params", "be a dict", kind, remedy) from None
+    raise fail(ValueError, function, "params", f"have {name!r}", sorted(params), remedy) from None
+
+
+def features(function: str, argument: str, x: Tensor, size: int, *, min_ndim: int = 1) -> None:
+    """The last axis of `x` is as long as the params say."""
+    if x.ndim < min_ndim or x.shape[-1] != size:
+        axes = ("seq", "features")[-min_ndim:]
+        pattern = ", ".join(("...", *axes[:-1], str(size)))
+        raise fail(
+            ValueError,
+            function,
+            argument,
+            f"have shape ({pattern}), as its params have",
+            shape(x),
+            f"Pass {size} features on the last axis, or make params for other sizes",
+        )
+
+
+def floating(function: str, argument: str, x: Tensor) -> None:
+    """`x` holds real numbers."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise fail(
+            TypeError, function, argument, "be a floating tensor", kind_of(x), "Convert it with .to"
+        )
+
+
+def tokens(function: str, argument: str, x: Tensor) -> None:
+    """`x` holds integers."""
+    if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
+        raise fail(
+            TypeError,
+            function,
+            argument,
+            "be an integer tensor of token ids",
+            kind_of(x),
+            "Convert it with .long()",
+        )
+
+
+def probability(function: str, argument: str, p: float) -> None:
+    """`p` is the chance of a drop, below certainty."""
+    if not 0.0 <= p < 1.0:
+        raise fail(
+            ValueError, function, argument, "be in [0, 1)", p, "It is the chance of being dropped"
+        )
+
+
+def at_least(function: str, argument: str, value: int, least: int = 1) -> None:
+    """`value` is a whole number, and large enough."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise fail(
+            TypeError, function, argument, "be an int", kind_of(value), "Pass a whole number"
+        ) from None
+    if whole < least:
+        raise fail(
+            ValueError, function, argument, f"be at least {least}", value, f"Pass {least} or more"
+        )
+
+
+def divides(function: str, argument: str, part: int, whole_name: str, whole: int) -> None:
+    """`part` divides `whole`."""
+    if whole % part:
+        options = [d for d in range(1, whole + 1) if whole % d == 0]
+        raise fail(
+            ValueError,
+            function,
+            argument,
+            f"divide {whole_name}={whole}",
+            part,
+            f"Choose one of {options}",
+        )
+
+
+def broadcasts(function: str, argument: str, x: Tensor, target: Sequence[int], axes: str) -> None:
+    """`x` broadcasts to `target` without making it larger."""
+    fits = x.ndim <= len(target) and all(
+        size in (1, full)
+        for size, full in zip(reversed(x.shape), reversed(tuple(target)), strict=False)
+    )
+    if not fits:
+        raise fail(
+            ValueError,
+            function,
+            argument,
+            f"broadcast to {axes} = {tuple(target)}",
+            shape(x),
+            "Give each axis its full size or 1, and insert axes with unsqueeze",
+        )
+
+
+def shape(x: object) -> str:
+    """How an error shows a tensor."""
+    return f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else kind_of(x)
+
+
+def kind_of(x: object) -> str:
+    """How an error shows the kind of a thing."""
+    if isinstance(x, Tensor):
+        return f"a {str(x.dtype).removeprefix('torch.')} tensor"
+    return f"{type(x).__name__} {x!r}" if isinstance(x, int | float | str) else type(x).__name__
+
+
+def sizes(function: str, **counts: int) -> None:
+    """Every named size is an int of one or more."""
+    for name, value in counts.items():
+        at_least(function, name, value)
+
+
+def product(shape: Sequence[int]) -> int:
+    """How many elements a shape has."""
+    return math.prod(shape)
