@@ -1,4 +1,4 @@
-"""Every error sentence: `{function}: {argument} must {requirement}, got {actual}. {remedy}.`
+"""Every error sentence: {function}: {argument} must {requirement}, got {actual}. {remedy}.
 
 Checks read shapes, dtypes and Python numbers, never a tensor's values: they hold under every
 transform and cost no synchronisation. The plain path through each is a comparison or two.

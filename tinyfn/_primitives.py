@@ -1,0 +1,424 @@
+"""The parts of a layer: linear, norms, embedding, feed-forward, dropout.
+
+    linear        x Wᵀ + b
+    layer_norm    (x - mean) / √(var + eps) · weight + bias
+    rms_norm      x / √(mean(x²) + eps) · weight
+    feed_forward  down_proj(activation(up_proj(x)))
+
+All act on the last axis; any axes before it are carried along.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinyfn import _checks, initializers, random
+from tinyfn.types import Activation, Initializer, Key, Params
+
+
+def init_linear(
+    key: Key,
+    in_features: int,
+    out_features: int,
+    *,
+    bias: bool = True,
+    weight_init: Initializer = initializers.xavier_uniform,
+    bias_init: Initializer = initializers.zeros,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Params:
+    """Params of `linear`: `weight` (out, in) and `bias` (out,).
+
+    Args:
+        key: Randomness of the weights.
+        in_features: Size of the last axis of what goes in.
+        out_features: Size of the last axis of what comes out.
+        bias: Whether there is a bias; without one the key is absent.
+        weight_init: How the weight begins.
+        bias_init: How the bias begins.
+        dtype: Of the params; torch's default dtype if None.
+        device: Of the params; the key's if None.
+
+    Raises:
+        ValueError: A size is below 1.
+
+    Example:
+        >>> {name: tuple(leaf.shape) for name, leaf in init_linear(random.key(0), 3, 2).items()}
+        {'weight': (2, 3), 'bias': (2,)}
+    """
+    _checks.sizes("init_linear", in_features=in_features, out_features=out_features)
+    weight_key, bias_key = random.split(key)
+    shape = (out_features, in_features)
+    fans = {"in_axes": (1,), "out_axes": (0,)}
+    params = {"weight": weight_init(weight_key, shape, **fans, dtype=dtype, device=device)}
+    if bias:
+        params["bias"] = bias_init(bias_key, shape[:1], dtype=dtype, device=device)
+    return params
+
+
+def linear(
+    params: Params, x: Float[Tensor, "... in_features"]
+) -> Float[Tensor, "... out_features"]:
+    """An affine map of the last axis: x Wᵀ + b.
+
+    Args:
+        params: From `init_linear`: `weight` (out, in), and `bias` (out,) if there is one.
+        x: Any leading axes.
+
+    Raises:
+        ValueError: The last axis is not as long as the weight's.
+
+    Example:
+        >>> linear({"weight": torch.tensor([[1.0, 2.0]])}, torch.tensor([3.0, 4.0]))
+        tensor([11.])
+    """
+    weight = _checks.part("linear", params, "weight")
+    _checks.features("linear", "x", x, weight.shape[-1])
+    return F.linear(x, weight, params.get("bias"))
+
+
+def init_layer_norm(
+    key: Key | None,
+    num_features: int,
+    *,
+    bias: bool = True,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Params:
+    """Params of `layer_norm`: `weight` of ones and `bias` of zeros, both (features,).
+
+    Args:
+        key: Not used, since nothing is random; may be None.
+        num_features: Size of the axis that is normalised.
+        bias: Whether there is a bias.
+        dtype: Of the params.
+        device: Of the params.
+
+    Raises:
+        ValueError: `num_features` is below 1.
+
+    Example:
+        >>> init_layer_norm(None, 2)
+        {'weight': tensor([1., 1.]), 'bias': tensor([0., 0.])}
+    """
+    _checks.sizes("init_layer_norm", num_features=num_features)
+    params = {"weight": initializers.ones(key, (num_features,), dtype=dtype, device=device)}
+    if bias:
+        params["bias"] = initializers.zeros(key, (num_features,), dtype=dtype, device=device)
+    return params
+
+
+def layer_norm(
+    params: Params, x: Float[Tensor, "... features"], *, eps: float = 1e-5
+) -> Float[Tensor, "... features"]:
+    """Each position brought to mean 0 and variance 1, then scaled and shifted.
+
+    Half precision is computed in float32, as `torch.nn.functional.layer_norm` does.
+
+    Args:
+        params: From `init_layer_norm`: `weight`, and `bias` if there is one.
+        x: Any leading axes.
+        eps: Added to the variance.
+
+    Raises:
+        ValueError: The last axis is not as long as the weight.
+
+    Example:
+        >>> layer_norm(init_layer_norm(None, 2), torch.tensor([1.0, 3.0]), eps=0.0)
+        tensor([-1.,  1.])
+
+    Reference: Ba, Kiros and Hinton, "Layer Normalization", 2016, arXiv 1607.06450.
+    """
+    weight = _checks.part("layer_norm", params, "weight")
+    _checks.features("layer_norm", "x", x, weight.shape[-1])
+    # F.layer_norm is silently wrong under jvp(jvp) and at third order (pytorch/pytorch#198017).
+    wide = _wide(x)
+    centred = wide - wide.mean(-1, keepdim=True)
+    normed = (centred * _inverse_root_mean_square(centred, eps)).to(x.dtype) * weight
+    bias = params.get("bias")
+    return normed if bias is None else normed + bias
+
+
+def init_rms_norm(
+    key: Key | None,
+    num_features: int,
+    *,
+    bias: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Params:
+    """Params of `rms_norm`: `weight` (features,) of ones, and no bias unless asked for.
+
+    Args:
+        key: Not used, since nothing is random; may be None.
+        num_features: Size of the axis that is normalised.
+        bias: Whether there is a bias.
+        dtype: Of the params.
+        device: Of the params.
+
+    Raises:
+        ValueError: `num_features` is below 1.
+
+    Example:
+        >>> init_rms_norm(None, 2)
+        {'weight': tensor([1., 1.])}
+    """
+    return init_layer_norm(key, num_features, bias=bias, dtype=dtype, device=device)
+
+
+def rms_norm(
+    params: Params, x: Float[Tensor, "... features"], *, eps: float = 1e-6
+) -> Float[Tensor, "... features"]:
+    """Each position divided by its root mean square, then scaled.
+
+    Args:
+        params: From `init_rms_norm`: `weight`, and `bias` if there is one.
+        x: Any leading axes.
+        eps: Added to the mean square.
+
+    Raises:
+        ValueError: The last axis is not as long as the weight.
+
+    Example:
+        >>> rms_norm(init_rms_norm(None, 2), torch.tensor([3.0, -3.0]), eps=0.0)
+        tensor([ 1., -1.])
+
+    Reference: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv 1910.07467.
+    """
+    weight = _checks.part("rms_norm", params, "weight")
+    _checks.features("rms_norm", "x", x, weight.shape[-1])
+    wide = _wide(x)
+    normed = (wide * _inverse_root_mean_square(wide, eps)).to(x.dtype) * weight
+    bias = params.get("bias")
+    return normed if bias is None else normed + bias
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _inverse_root_mean_square(x: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
+
+
+def init_embedding(
+    key: Key,
+    vocab_size: int,
+    num_features: int,
+    *,
+    weight_init: Initializer | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Params:
+    """Params of `embedding`: `weight` (vocab, features).
+
+    Args:
+        key: Randomness of the weights.
+        vocab_size: How many tokens there are.
+        num_features: How many numbers stand for each.
+        weight_init: How the weight begins; by default normal with standard deviation
+            num_features^-½, so that `scaled_embedding` gives numbers of size 1, and the same
+            matrix serves as output layer.
+        dtype: Of the params.
+        device: Of the params.
+
+    Raises:
+        ValueError: A size is below 1.
+
+    Example:
+        >>> init_embedding(random.key(0), vocab_size=5, num_features=3)["weight"].shape
+        torch.Size([5, 3])
+    """
+    _checks.sizes("init_embedding", vocab_size=vocab_size, num_features=num_features)
+    shape, fans = (vocab_size, num_features), {"in_axes": (0,), "out_axes": (1,)}
+    if weight_init is None:
+        std = num_features**-0.5
+        weight = initializers.normal(key, shape, std=std, dtype=dtype, device=device)
+    else:
+        weight = weight_init(key, shape, **fans, dtype=dtype, device=device)
+    return {"weight": weight}
+
+
+def embedding(params: Params, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... features"]:
+    """The row of the weight for each token.
+
+    A token outside the vocabulary cannot be seen from shapes: it raises torch's IndexError on a
+    CPU, and is undefined on a GPU.
+
+    Args:
+        params: From `init_embedding`: `weight`.
+        tokens: Integers in [0, vocab_size).
+
+    Raises:
+        TypeError: `tokens` are not integers.
+
+    Example:
+        >>> embedding({"weight": torch.tensor([[1.0], [2.0]])}, torch.tensor([1, 0, 1]))
+        tensor([[2.],
+                [1.],
+                [2.]])
+    """
+    weight = _checks.part("embedding", params, "weight")
+    _checks.tokens("embedding", "tokens", tokens)
+    # jacfwd and jacrev of F.embedding can disagree; indexing reads uint8 as a mask, hence long.
+    return weight[tokens.long()]
+
+
+def scaled_embedding(params: Params, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... features"]:
+    """The row of the weight for each token times √features, as the paper has it.
+
+    Args:
+        params: From `init_embedding`: `weight`.
+        tokens: Integers in [0, vocab_size).
+
+    Example:
+        >>> scaled_embedding({"weight": torch.ones(2, 4)}, torch.tensor([1]))
+        tensor([[2., 2., 2., 2.]])
+
+    Reference: Vaswani et al., 2017, section 3.4, arXiv 1706.03762.
+    """
+    return embedding(params, tokens) * math.sqrt(params["weight"].shape[-1])
+
+
+def init_feed_forward(
+    key: Key, num_features: int, dim_feedforward: int, **options: object
+) -> Params:
+    """Params of `feed_forward`: `up_proj` (hidden, features) and `down_proj` (features, hidden).
+
+    Args:
+        key: Randomness of the weights.
+        num_features: Size of the last axis, in and out.
+        dim_feedforward: Size of the hidden layer.
+        options: For `init_linear`: bias, weight_init, bias_init, dtype, device.
+
+    Raises:
+        ValueError: A size is below 1.
+
+    Example:
+        >>> list(init_feed_forward(random.key(0), num_features=4, dim_feedforward=8))
+        ['up_proj', 'down_proj']
+    """
+    _checks.sizes("init_feed_forward", num_features=num_features, dim_feedforward=dim_feedforward)
+    up, down = random.split(key)
+    return {
+        "up_proj": init_linear(up, num_features, dim_feedforward, **options),
+        "down_proj": init_linear(down, dim_feedforward, num_features, **options),
+    }
+
+
+def feed_forward(
+    params: Params,
+    x: Float[Tensor, "... features"],
+    key: Key | None = None,
+    *,
+    activation: Activation = torch.relu,
+    dropout_p: float = 0.0,
+) -> Float[Tensor, "... features"]:
+    """Two linear maps with an activation between, at every position alike.
+
+    Args:
+        params: From `init_feed_forward`: `up_proj`, `down_proj`.
+        x: Any leading axes.
+        key: Randomness for dropout; without it nothing is dropped.
+        activation: Any elementwise function.
+        dropout_p: Chance that a hidden number is dropped, in [0, 1).
+
+    Raises:
+        ValueError: The last axis is not as long as the weight's.
+
+    Example:
+        >>> params = init_feed_forward(random.key(0), num_features=4, dim_feedforward=8)
+        >>> feed_forward(params, torch.ones(3, 4)).shape
+        torch.Size([3, 4])
+    """
+    hidden = activation(linear(_checks.part("feed_forward", params, "up_proj"), x))
+    hidden = dropout(hidden, key, dropout_p=dropout_p)
+    return linear(_checks.part("feed_forward", params, "down_proj"), hidden)
+
+
+def init_gated_feed_forward(
+    key: Key, num_features: int, dim_feedforward: int, **options: object
+) -> Params:
+    """Params of `gated_feed_forward`: `gate_proj`, `up_proj` and `down_proj`.
+
+    Args:
+        key: Randomness of the weights.
+        num_features: Size of the last axis, in and out.
+        dim_feedforward: Size of the hidden layer.
+        options: For `init_linear`: bias, weight_init, bias_init, dtype, device.
+
+    Raises:
+        ValueError: A size is below 1.
+
+    Example:
+        >>> list(init_gated_feed_forward(random.key(0), num_features=4, dim_feedforward=8))
+        ['gate_proj', 'up_proj', 'down_proj']
+    """
+    gate, rest = random.split(key)
+    params = init_feed_forward(rest, num_features, dim_feedforward, **options)
+    return {"gate_proj": init_linear(gate, num_features, dim_feedforward, **options), **params}
+
+
+def gated_feed_forward(
+    params: Params,
+    x: Float[Tensor, "... features"],
+    key: Key | None = None,
+    *,
+    activation: Activation = F.silu,
+    dropout_p: float = 0.0,
+) -> Float[Tensor, "... features"]:
+    """A feed-forward whose hidden layer is multiplied by a gate: activation(gate) · up.
+
+    SwiGLU with the default activation, GEGLU with gelu, GLU with sigmoid.
+
+    Args:
+        params: From `init_gated_feed_forward`: `gate_proj`, `up_proj`, `down_proj`.
+        x: Any leading axes.
+        key: Randomness for dropout; without it nothing is dropped.
+        activation: Any elementwise function, of the gate.
+        dropout_p: Chance that a hidden number is dropped, in [0, 1).
+
+    Raises:
+        ValueError: The last axis is not as long as the weight's.
+
+    Example:
+        >>> params = init_gated_feed_forward(random.key(0), num_features=4, dim_feedforward=8)
+        >>> gated_feed_forward(params, torch.ones(3, 4)).shape
+        torch.Size([3, 4])
+
+    Reference: Shazeer, "GLU Variants Improve Transformer", 2020, arXiv 2002.05202.
+    """
+    gate = activation(linear(_checks.part("gated_feed_forward", params, "gate_proj"), x))
+    hidden = gate * linear(_checks.part("gated_feed_forward", params, "up_proj"), x)
+    hidden = dropout(hidden, key, dropout_p=dropout_p)
+    return linear(_checks.part("gated_feed_forward", params, "down_proj"), hidden)
+
+
+def dropout(x: Float[Tensor, "..."], key: Key | None, *, dropout_p: float) -> Float[Tensor, "..."]:
+    """Each element zeroed with chance `dropout_p`, the others divided by 1 - dropout_p.
+
+    Args:
+        x: Any shape.
+        key: Randomness; the same key drops the same elements. Without it nothing is dropped.
+        dropout_p: Chance that an element is dropped, in [0, 1).
+
+    Raises:
+        ValueError: `dropout_p` is not in [0, 1).
+
+    Example:
+        >>> x = torch.ones(1000)
+        >>> dropout(x, None, dropout_p=0.5) is x
+        True
+        >>> bool((dropout(x, random.key(0), dropout_p=0.5) == 0).sum() in range(400, 600))
+        True
+
+    Reference: Srivastava et al., "Dropout", 2014.
+    """
+    _checks.probability("dropout", "dropout_p", dropout_p)
+    if key is None or dropout_p == 0.0:
+        return x
+    keep = random.bernoulli(key.to(x.device), 1.0 - dropout_p, x.shape)
+    return torch.where(keep, x / (1.0 - dropout_p), 0.0)

@@ -1,0 +1,454 @@
+"""Where a token stands, told to a function that would not know: four schemes.
+
+    sinusoidal   PE(pos, 2i) = sin(pos / theta^(2i/features)), PE(pos, 2i+1) = cos(the same)
+    learned      a row of a weight for each position
+    rotary       q and k turned by an angle that grows with the position; scores see distances only
+    alibi        a bias of -slope · distance on the scores, a slope for each head
+
+The first two are tables, joined to the features by adding or by concatenating. A stack takes the
+joining as `position=`, a function of (params, x): `add_sinusoidal`, `concatenate_learned`, ... The
+last two act inside attention: they wrap an attend, and are passed as `attend=`.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tinyfn import _checks, initializers
+from tinyfn.types import Attend, Initializer, Key, Params
+
+Offset = int | Int[Tensor, ""]
+
+
+def sinusoidal(
+    seq: int,
+    num_features: int,
+    *,
+    offset: Offset = 0,
+    theta: float = 10000.0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "seq features"]:
+    """A table of sines and cosines of geometrically falling frequencies, interleaved.
+
+    Args:
+        seq: How many positions.
+        num_features: How many numbers stand for each; any number, odd ones end with a sine.
+        offset: The first position.
+        theta: The longest wavelength is 2π theta.
+        dtype: Of the table, which is computed in float64.
+        device: Of the table.
+
+    Raises:
+        ValueError: A size is below 1 (0 for `seq`).
+
+    Example:
+        >>> sinusoidal(2, 2)
+        tensor([[0.0000, 1.0000],
+                [0.8415, 0.5403]])
+
+    Reference: Vaswani et al., "Attention Is All You Need", 2017, section 3.5, arXiv 1706.03762.
+    """
+    _checks.at_least("positions.sinusoidal", "seq", seq, least=0)
+    _checks.at_least("positions.sinusoidal", "num_features", num_features)
+    angles = _angles(seq, num_features, offset, theta, device)
+    table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[:, :num_features]
+    return table.to(dtype or torch.get_default_dtype())
+
+
+def _angles(
+    seq: int, num_features: int, offset: Offset, theta: float, device: torch.device | str | None
+) -> Tensor:
+    """Position times frequency, (seq, ⌈features / 2⌉), in float64 where the device has it."""
+    exact = torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
+    pair = torch.arange(0, num_features, 2, dtype=exact, device=device)
+    frequency = torch.exp(pair * (-math.log(theta) / num_features))
+    position = torch.arange(seq, device=device) + offset
+    return position.to(exact).unsqueeze(-1) * frequency
+
+
+def init_learned(
+    key: Key,
+    max_len: int,
+    num_features: int,
+    *,
+    weight_init: Initializer = initializers.normal,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Params:
+    """Params of `learned`: `weight` (max_len, features).
+
+    Args:
+        key: Randomness of the weights.
+        max_len: The longest sequence that it can number.
+        num_features: How many numbers stand for each position.
+        weight_init: How the weight begins.
+        dtype: Of the params.
+        device: Of the params.
+
+    Raises:
+        ValueError: A size is below 1.
+
+    Example:
+        >>> from tinyfn import random
+        >>> init_learned(random.key(0), max_len=5, num_features=3)["weight"].shape
+        torch.Size([5, 3])
+    """
+    _checks.sizes("positions.init_learned", max_len=max_len, num_features=num_features)
+    fans = {"in_axes": (0,), "out_axes": (1,)}
+    weight = weight_init(key, (max_len, num_features), **fans, dtype=dtype, device=device)
+    return {"weight": weight}
+
+
+def learned(params: Params, seq: int, *, offset: Offset = 0) -> Float[Tensor, "seq features"]:
+    """The first rows of a table that is trained.
+
+    Args:
+        params: From `init_learned`: `weight` (max_len, features).
+        seq: How many positions.
+        offset: The first position.
+
+    Raises:
+        ValueError: The sequence is longer than the table.
+
+    Example:
+        >>> learned({"weight": torch.tensor([[1.0], [2.0], [3.0]])}, 2, offset=1)
+        tensor([[2.],
+                [3.]])
+
+    Reference: Gehring et al., "Convolutional Sequence to Sequence Learning", 2017,
+    arXiv 1705.03122.
+    """
+    weight = _checks.part("positions.learned", params, "weight")
+    end = seq if isinstance(offset, Tensor) else seq + offset
+    if end > weight.shape[0]:
+        raise _checks.fail(
+            ValueError,
+            "positions.learned",
+            "seq",
+            f"end within max_len={weight.shape[0]}",
+            end,
+            "Shorten the sequence, or make a longer table with init_learned",
+        )
+    if isinstance(offset, Tensor):
+        return weight[offset + torch.arange(seq, device=weight.device)]
+    return weight[offset:end]
+
+
+def add(
+    x: Float[Tensor, "... seq features"], table: Float[Tensor, "seq features"]
+) -> Float[Tensor, "... seq features"]:
+    """Positions added to the features: as many numbers as before.
+
+    Args:
+        x: Features.
+        table: A row for each position, as wide as the features.
+
+    Raises:
+        ValueError: The table has other sizes than the features.
+
+    Example:
+        >>> add(torch.ones(2, 2), sinusoidal(2, 2))
+        tensor([[1.0000, 2.0000],
+                [1.8415, 1.5403]])
+    """
+    if x.shape[-2:] != table.shape:
+        raise _checks.fail(
+            ValueError,
+            "positions.add",
+            "table",
+            f"have the features' (seq, features) = {tuple(x.shape[-2:])}",
+            _checks.shape(table),
+            "Concatenate positions of another width",
+        )
+    return x + table.to(x.dtype)
+
+
+def concatenate(
+    x: Float[Tensor, "... seq features"], table: Float[Tensor, "seq position_features"]
+) -> Float[Tensor, "... seq joined_features"]:
+    """Positions put behind the features: more numbers than before, none of them mixed.
+
+    Args:
+        x: Features.
+        table: A row for each position, of any width.
+
+    Raises:
+        ValueError: The table has another number of positions.
+
+    Example:
+        >>> concatenate(torch.ones(2, 1), sinusoidal(2, 2))
+        tensor([[1.0000, 0.0000, 1.0000],
+                [1.0000, 0.8415, 0.5403]])
+    """
+    if x.ndim < 2 or x.shape[-2] != table.shape[0]:
+        raise _checks.fail(
+            ValueError,
+            "positions.concatenate",
+            "table",
+            f"have a row for each position of x, {_checks.shape(x)}",
+            _checks.shape(table),
+            "Make it with seq=x.shape[-2]",
+        )
+    return torch.cat([x, table.to(x.dtype).expand(*x.shape[:-1], table.shape[-1])], dim=-1)
+
+
+def add_sinusoidal(
+    params: Params,
+    x: Float[Tensor, "... seq features"],
+    *,
+    offset: Offset = 0,
+    theta: float = 10000.0,
+) -> Float[Tensor, "... seq features"]:
+    """Sinusoidal positions added: `position=` of a stack, the architecture's own.
+
+    Args:
+        params: Not read; a stack has no params for it.
+        x: Features.
+        offset: The first position.
+        theta: As in `sinusoidal`.
+
+    Example:
+        >>> add_sinusoidal({}, torch.zeros(1, 2))
+        tensor([[0., 1.]])
+    """
+    _check_features("add_sinusoidal", x)
+    options = {"offset": offset, "theta": theta, "device": x.device, "dtype": x.dtype}
+    return add(x, sinusoidal(x.shape[-2], x.shape[-1], **options))
+
+
+def concatenate_sinusoidal(
+    params: Params,
+    x: Float[Tensor, "... seq features"],
+    *,
+    num_features: int,
+    offset: Offset = 0,
+    theta: float = 10000.0,
+) -> Float[Tensor, "... seq joined_features"]:
+    """Sinusoidal positions concatenated: `position=` of a stack, with `num_features` fixed.
+
+    Args:
+        params: Not read; a stack has no params for it.
+        x: Features.
+        num_features: Width of the table; fix it with `functools.partial`. The stack's features
+            are those of x and these.
+        offset: The first position.
+        theta: As in `sinusoidal`.
+
+    Example:
+        >>> concatenate_sinusoidal({}, torch.zeros(1, 2), num_features=2)
+        tensor([[0., 0., 0., 1.]])
+    """
+    _check_features("concatenate_sinusoidal", x)
+    options = {"offset": offset, "theta": theta, "device": x.device, "dtype": x.dtype}
+    return concatenate(x, sinusoidal(x.shape[-2], num_features, **options))
+
+
+def add_learned(
+    params: Params, x: Float[Tensor, "... seq features"], *, offset: Offset = 0
+) -> Float[Tensor, "... seq features"]:
+    """Learned positions added: `position=` of a stack.
+
+    Args:
+        params: From `init_learned`; a stack keeps them under `"position"`.
+        x: Features.
+        offset: The first position.
+
+    Example:
+        >>> add_learned({"weight": torch.ones(3, 2)}, torch.zeros(1, 2))
+        tensor([[1., 1.]])
+    """
+    _check_features("add_learned", x)
+    return add(x, learned(params, x.shape[-2], offset=offset))
+
+
+def concatenate_learned(
+    params: Params, x: Float[Tensor, "... seq features"], *, offset: Offset = 0
+) -> Float[Tensor, "... seq joined_features"]:
+    """Learned positions concatenated: `position=` of a stack.
+
+    Args:
+        params: From `init_learned`; a stack keeps them under `"position"`.
+        x: Features. The stack's features are these and those of the table.
+        offset: The first position.
+
+    Example:
+        >>> concatenate_learned({"weight": torch.ones(3, 1)}, torch.zeros(1, 2))
+        tensor([[0., 0., 1.]])
+    """
+    _check_features("concatenate_learned", x)
+    return concatenate(x, learned(params, x.shape[-2], offset=offset))
+
+
+def _check_features(name: str, x: Tensor) -> None:
+    _checks.floating(f"positions.{name}", "x", x)
+    if x.ndim < 2:
+        raise _checks.fail(
+            ValueError,
+            f"positions.{name}",
+            "x",
+            "have shape (..., seq, features)",
+            _checks.shape(x),
+            "Insert axes of size 1 with unsqueeze",
+        )
+
+
+def rotate(
+    x: Float[Tensor, "... seq head_dim"], *, offset: Offset = 0, theta: float = 10000.0
+) -> Float[Tensor, "... seq head_dim"]:
+    """Every pair of features turned by its position times its frequency.
+
+    Pairs are (i, i + head_dim / 2), as in the weights of Llama and GPT-NeoX; the paper pairs
+    neighbours, which is the same up to the order of a projection's rows.
+
+    Args:
+        x: Queries or keys of a head.
+        offset: The position of the first.
+        theta: The longest wavelength is 2π theta.
+
+    Raises:
+        ValueError: head_dim is odd.
+
+    Example:
+        >>> rotate(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+        tensor([[1.0000, 0.0000],
+                [0.5403, 0.8415]])
+
+    Reference: Su et al., "RoFormer", 2021, arXiv 2104.09864.
+    """
+    head_dim = x.shape[-1]
+    if head_dim % 2:
+        raise _checks.fail(
+            ValueError,
+            "positions.rotary",
+            "head_dim",
+            "be even, for its features turn in pairs",
+            head_dim,
+            "Choose other num_features, num_heads or head_dim",
+        )
+    angles = _angles(x.shape[-2], head_dim, offset, theta, x.device)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def rotary(
+    attend: Attend, *, offset: Offset = 0, kv_offset: Offset = 0, theta: float = 10000.0
+) -> Attend:
+    """An attend that turns q and k by their positions first.
+
+    Args:
+        attend: What attends to the turned q and k.
+        offset: The position of the first query, as in `masks.causal`.
+        kv_offset: The position of the first key.
+        theta: As in `rotate`.
+
+    Example:
+        >>> from tinyfn import dot_product_attention
+        >>> q = torch.ones(1, 3, 4)
+        >>> rotary(dot_product_attention)(q, q, q).shape
+        torch.Size([1, 3, 4])
+
+    Reference: Su et al., "RoFormer", 2021, arXiv 2104.09864.
+    """
+
+    def turn(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        turned = rotate(q, offset=offset, theta=theta)
+        return turned, rotate(k, offset=kv_offset, theta=theta)
+
+    def rotary_attend(*args: object, **options: object) -> Tensor:
+        params, (q, k, v, mask, key, bias) = _split_arguments(args)
+        return attend(*params, *turn(q, k), v, mask, key, bias, **options)
+
+    return rotary_attend
+
+
+def alibi(attend: Attend, *, offset: Offset = 0) -> Attend:
+    """An attend that adds a bias falling with the distance, faster or slower by head.
+
+    Args:
+        attend: What attends with the bias; a bias of the caller's is added to it.
+        offset: The position of the first query among the keys, as in `masks.causal`.
+
+    Example:
+        >>> from tinyfn import dot_product_attention
+        >>> q = torch.ones(2, 3, 4)
+        >>> alibi(dot_product_attention)(q, q, q).shape
+        torch.Size([2, 3, 4])
+
+    Reference: Press, Smith and Lewis, "Train Short, Test Long", 2021, arXiv 2108.12409.
+    """
+
+    def alibi_attend(*args: object, **options: object) -> Tensor:
+        params, (q, k, v, mask, key, bias) = _split_arguments(args)
+        falling = alibi_bias(*q.shape[-3:-1], k.shape[-2], offset=offset, device=q.device)
+        falling = falling.to(q.dtype)
+        bias = falling if bias is None else bias + falling
+        return attend(*params, q, k, v, mask, key, bias, **options)
+
+    return alibi_attend
+
+
+def _split_arguments(args: tuple) -> tuple[tuple, tuple]:
+    """The params of an attend that has any, and (q, k, v, mask, key, bias)."""
+    first = 1 if isinstance(args[0], dict) else 0
+    tensors = args[first:]
+    return args[:first], (*tensors, *(None,) * (6 - len(tensors)))
+
+
+def alibi_bias(
+    num_heads: int,
+    q_seq: int,
+    kv_seq: int,
+    *,
+    offset: Offset = 0,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "heads q_seq kv_seq"]:
+    """The bias that `alibi` adds: -slope · |query's position - key's position|.
+
+    Args:
+        num_heads: How many heads, each with a slope of its own.
+        q_seq: How many queries.
+        kv_seq: How many keys.
+        offset: The position of the first query among the keys.
+        device: Of the bias.
+
+    Raises:
+        ValueError: `num_heads` is below 1.
+
+    Example:
+        >>> alibi_bias(1, 2, 2)
+        tensor([[[-0.0000, -0.0039],
+                 [-0.0039, -0.0000]]])
+
+    Reference: Press, Smith and Lewis, 2021, arXiv 2108.12409.
+    """
+    q = torch.arange(q_seq, device=device) + offset
+    distance = (q.unsqueeze(-1) - torch.arange(kv_seq, device=device)).abs()
+    slopes = torch.tensor(alibi_slopes(num_heads), device=device)
+    return -rearrange(slopes, "heads -> heads 1 1") * distance
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """A slope for each head: 2^(-8h/n) for h = 1..n, n a power of two.
+
+    For other numbers, those of the power of two below, then every second one of the power above,
+    as in the paper's code.
+
+    Raises:
+        ValueError: `num_heads` is below 1.
+
+    Example:
+        >>> alibi_slopes(2), alibi_slopes(3)
+        ([0.0625, 0.00390625], [0.0625, 0.00390625, 0.25])
+
+    Reference: Press, Smith and Lewis, 2021, arXiv 2108.12409.
+    """
+    _checks.at_least("positions.alibi", "num_heads", num_heads)
+    below = 2 ** int(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * head / below) for head in range(1, below + 1)]
+    between = [2.0 ** (-4.0 * head / below) for head in range(1, 2 * below + 1, 2)]
+    return slopes + between[: num_heads - below]
