@@ -6,6 +6,7 @@ optional package are imported by name: `tinyfn.testing`, `tinyfn.plotting`, `tin
 """
 
 from tinyfn import initializers as initializers
+from tinyfn import interop as interop
 from tinyfn import masks as masks
 from tinyfn import positions as positions
 from tinyfn import random as random

@@ -385,8 +385,8 @@ def init_attention(
 def attention(
     params: Params,
     q: Float[Tensor, "... q_seq features"],
-    k: Float[Tensor, "... kv_seq kv_features"],
-    v: Float[Tensor, "... kv_seq kv_features"],
+    k: Float[Tensor, "... kv_seq k_features"],
+    v: Float[Tensor, "... kv_seq v_features"],
     mask: Mask | Bool[Tensor, "..."] | None = None,
     key: Key | None = None,
     bias: Float[Tensor, "..."] | None = None,
@@ -493,7 +493,7 @@ def _merge_heads(params: Params, x: Tensor) -> Tensor:
 def attention_weights(
     params: Params,
     q: Float[Tensor, "... q_seq features"],
-    k: Float[Tensor, "... kv_seq kv_features"],
+    k: Float[Tensor, "... kv_seq k_features"],
     mask: Mask | Bool[Tensor, "..."] | None = None,
     bias: Float[Tensor, "..."] | None = None,
     *,
