@@ -158,7 +158,12 @@ def _unflatten(leaves: Any, context: Any) -> Mask:
     return Mask(rule, dict(zip(names, leaves, strict=True)), statics)
 
 
-_pytree.register_pytree_node(Mask, _flatten, _unflatten)
+def _flatten_with_names(mask: Mask) -> tuple[list[Any], Any]:
+    leaves, context = _flatten(mask)
+    return [(_pytree.GetAttrKey(n), x) for n, x in zip(mask.leaves, leaves, strict=True)], context
+
+
+_pytree.register_pytree_node(Mask, _flatten, _unflatten, flatten_with_keys_fn=_flatten_with_names)
 
 
 def _tensors(mask: Mask) -> Iterator[Tensor]:
