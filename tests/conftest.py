@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, settings
 # Two workers with a thread pool each would fight over two cores.
 torch.set_num_threads(1)
 
-settings.register_profile("dev", deadline=None)
+settings.register_profile("dev", deadline=None, max_examples=30)
 settings.register_profile(
     "ci",
     deadline=None,
+    max_examples=30,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],  # speaks of the machine, not of the test

@@ -11,7 +11,7 @@ All act on the last axis; any axes before it are carried along.
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -166,6 +166,7 @@ def init_rms_norm(
         >>> init_rms_norm(None, 2)
         {'weight': tensor([1., 1.])}
     """
+    _checks.sizes("init_rms_norm", num_features=num_features)
     return init_layer_norm(key, num_features, bias=bias, dtype=dtype, device=device)
 
 
@@ -242,7 +243,7 @@ def init_embedding(
     return {"weight": weight}
 
 
-def embedding(params: Params, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... features"]:
+def embedding(params: Params, tokens: Integer[Tensor, "..."]) -> Float[Tensor, "... features"]:
     """The row of the weight for each token.
 
     A token outside the vocabulary cannot be seen from shapes: it raises torch's IndexError on a
@@ -267,7 +268,9 @@ def embedding(params: Params, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... 
     return weight[tokens.long()]
 
 
-def scaled_embedding(params: Params, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... features"]:
+def scaled_embedding(
+    params: Params, tokens: Integer[Tensor, "..."]
+) -> Float[Tensor, "... features"]:
     """The row of the weight for each token times √features, as the paper has it.
 
     Args:
@@ -357,6 +360,8 @@ def init_gated_feed_forward(
         >>> list(init_gated_feed_forward(random.key(0), num_features=4, dim_feedforward=8))
         ['gate_proj', 'up_proj', 'down_proj']
     """
+    sizes = {"num_features": num_features, "dim_feedforward": dim_feedforward}
+    _checks.sizes("init_gated_feed_forward", **sizes)
     gate, rest = random.split(key)
     params = init_feed_forward(rest, num_features, dim_feedforward, **options)
     return {"gate_proj": init_linear(gate, num_features, dim_feedforward, **options), **params}

@@ -63,11 +63,15 @@ def _angles(
     seq: int, num_features: int, offset: Offset, theta: float, device: torch.device | str | None
 ) -> Tensor:
     """Position times frequency, (seq, ⌈features / 2⌉), in float64 where the device has it."""
-    exact = torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
+    exact = _exact(device)
     pair = torch.arange(0, num_features, 2, dtype=exact, device=device)
     frequency = torch.exp(pair * (-math.log(theta) / num_features))
     position = torch.arange(seq, device=device) + offset
     return position.to(exact).unsqueeze(-1) * frequency
+
+
+def _exact(device: torch.device | str | None) -> torch.dtype:
+    return torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
 
 
 def init_learned(
@@ -384,8 +388,8 @@ def alibi(attend: Attend, *, offset: Offset = 0) -> Attend:
 
     def alibi_attend(*args: object, **options: object) -> Tensor:
         params, (q, k, v, mask, key, bias) = _split_arguments(args)
-        falling = alibi_bias(*q.shape[-3:-1], k.shape[-2], offset=offset, device=q.device)
-        falling = falling.to(q.dtype)
+        made = {"dtype": q.dtype, "device": q.device}
+        falling = alibi_bias(*q.shape[-3:-1], k.shape[-2], offset=offset, **made)
         bias = falling if bias is None else bias + falling
         return attend(*params, q, k, v, mask, key, bias, **options)
 
@@ -405,6 +409,7 @@ def alibi_bias(
     kv_seq: int,
     *,
     offset: Offset = 0,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "heads q_seq kv_seq"]:
     """The bias that `alibi` adds: -slope · |query's position - key's position|.
@@ -414,6 +419,7 @@ def alibi_bias(
         q_seq: How many queries.
         kv_seq: How many keys.
         offset: The position of the first query among the keys.
+        dtype: Of the bias, which is computed in float64.
         device: Of the bias.
 
     Raises:
@@ -428,8 +434,9 @@ def alibi_bias(
     """
     q = torch.arange(q_seq, device=device) + offset
     distance = (q.unsqueeze(-1) - torch.arange(kv_seq, device=device)).abs()
-    slopes = torch.tensor(alibi_slopes(num_heads), device=device)
-    return -rearrange(slopes, "heads -> heads 1 1") * distance
+    slopes = torch.tensor(alibi_slopes(num_heads), dtype=_exact(device), device=device)
+    bias = -rearrange(slopes, "heads -> heads 1 1") * distance
+    return bias.to(dtype or torch.get_default_dtype())
 
 
 def alibi_slopes(num_heads: int) -> list[float]:

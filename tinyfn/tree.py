@@ -127,8 +127,9 @@ def unstack(tree: Tree) -> list[Tree]:
         >>> [t["w"].item() for t in unstack({"w": torch.tensor([1.0, 2.0])})]
         [1.0, 2.0]
     """
-    lengths = {len(leaf) if leaf.ndim else None for leaf in leaves(tree)}
-    if len(lengths) != 1 or None in lengths:
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves(tree)}
+    length = next(iter(lengths), None)
+    if len(lengths) != 1 or length is None:
         raise _checks.fail(
             ValueError,
             "tree.unstack",
@@ -137,7 +138,7 @@ def unstack(tree: Tree) -> list[Tree]:
             f"lengths {sorted(lengths, key=str)}",
             "Pass what tree.stack made",
         )
-    return [map(lambda leaf, i=i: leaf[i], tree) for i in range(lengths.pop())]
+    return [map(lambda leaf, i=i: leaf[i], tree) for i in range(length)]
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -155,7 +156,12 @@ def flatten(tree: Tree) -> dict[str, Any]:
         dotted = next((name for name in path if "." in name), None)
         if dotted is not None:
             raise _checks.fail(
-                ValueError, "tree.flatten", "tree", "have names without dots", dotted, "Rename it"
+                ValueError,
+                "tree.flatten",
+                "tree",
+                "have names without dots",
+                repr(dotted),
+                "Rename it",
             )
         flat[".".join(path)] = leaf
     return flat
