@@ -1,0 +1,410 @@
+"""Random numbers as functions of a key: the same key gives the same draw.
+
+Word i of a key is mix((key ^ c) + (i + 1) γ): splitmix64's published stream, in plain int64
+operations. So a draw is bitwise the same in a loop, under `vmap`, compiled, and on every device
+(float64 normals and compiled Gumbel noise up to the last bits of a logarithm). Derived keys come of
+other constants and another mix, and do not meet the words. Nothing reads or moves torch's own
+generators.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import torch
+from jaxtyping import Bool, Float, Int64, Integer, Shaped
+from torch import Tensor
+
+from tinyfn import _checks
+from tinyfn.types import Key
+
+Device = torch.device | str | None
+Shape = Sequence[int]
+
+
+def _signed(word: int) -> int:
+    """The int64 with the low 64 bits of `word`."""
+    return (word + 2**63) % 2**64 - 2**63
+
+
+_SPLITMIX = (30, _signed(0xBF58476D1CE4E5B9), 27, _signed(0x94D049BB133111EB), 31)
+_MURMUR = (33, _signed(0xFF51AFD7ED558CCD), 33, _signed(0xC4CEB9FE1A85EC53), 33)
+_GAMMA, _GAMMA_INVERSE = _signed(0x9E3779B97F4A7C15), _signed(pow(0x9E3779B97F4A7C15, -1, 2**64))
+# What a key is xored with, one for each use: digits of π.
+_WORDS, _SPLIT, _FOLD = 0x243F6A8885A308D3, 0x13198A2E03707344, _signed(0xA4093822299F31D0)
+_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
+
+
+def key(seed: int, *, device: Device = None) -> Key:
+    """Randomness that starts from a number.
+
+    Args:
+        seed: Any int; it counts modulo 2⁶⁴. Neighbouring seeds give unrelated keys.
+        device: Where this key's draws, and those of its descendants, happen.
+
+    Raises:
+        TypeError: `seed` is not an int.
+
+    Example:
+        >>> bool(key(0) == key(0)), bool(key(0) == key(1))
+        (True, False)
+
+    Reference: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
+    if not isinstance(seed, int):
+        raise _checks.fail(
+            TypeError,
+            "random.key",
+            "seed",
+            "be an int",
+            _checks.kind_of(seed),
+            "Pass a whole number, or derive a key from another with random.fold_in",
+        )
+    word = _mixed(_FOLD + seed * _GAMMA, _MURMUR)
+    return torch.tensor(_signed(word), dtype=torch.int64, device=device)
+
+
+def split(key: Key, num: int = 2) -> Int64[Tensor, " num"]:
+    """Independent keys from one, to unpack or to map over with `torch.vmap`.
+
+    Args:
+        key: What they derive from; draw from them, and no longer from it.
+        num: How many, at least 1.
+
+    Raises:
+        TypeError: `key` is not an int64 tensor, or `num` not an int.
+        ValueError: `key` is not a scalar, or `num` is below 1.
+
+    Example:
+        >>> first, second = split(key(0))
+        >>> torch.vmap(lambda k: uniform(k, (3,)))(split(first, 4)).shape
+        torch.Size([4, 3])
+    """
+    _check_key("random.split", key)
+    _checks.at_least("random.split", "num", num)
+    return _mixed(_counted(key ^ _SPLIT, num), _MURMUR)
+
+
+def split_or_none(key: Key | None, num: int) -> tuple[Key | None, ...]:
+    """The keys of `split`, or as many Nones: how a layer hands on what it was given.
+
+    Args:
+        key: Randomness, or None for none.
+        num: How many, at least 1.
+
+    Raises:
+        TypeError: `key` is neither None nor an int64 tensor.
+        ValueError: `key` is not a scalar, or `num` is below 1.
+
+    Example:
+        >>> split_or_none(None, 2)
+        (None, None)
+        >>> len(split_or_none(key(0), 3))
+        3
+    """
+    return (None,) * num if key is None else split(key, num).unbind()
+
+
+def fold_in(key: Key, data: int | Integer[Tensor, ""]) -> Key:
+    """The key that belongs to a key and a number, such as a step or a layer's index.
+
+    Args:
+        key: What it derives from; it may be folded again with other numbers.
+        data: A number of 64 bits. As a tensor it may be mapped by `torch.vmap`.
+
+    Raises:
+        TypeError: `key` is not an int64 tensor, or `data` not an integer.
+        ValueError: `key` or `data` is not a scalar, or `data` has more than 64 bits.
+
+    Example:
+        >>> bool(fold_in(key(0), 1) == fold_in(key(0), 2))
+        False
+    """
+    _check_key("random.fold_in", key)
+    _check_data(data)
+    return _mixed(((key ^ _FOLD) * _GAMMA_INVERSE + data) * _GAMMA, _MURMUR)
+
+
+def _check_data(data: int | Tensor) -> None:
+    if isinstance(data, Tensor):
+        integer = not (data.is_floating_point() or data.is_complex() or data.dtype == torch.bool)
+        if integer and not data.ndim:
+            return
+        kind = ValueError if integer else TypeError
+        actual = _checks.shape(data) if integer else _checks.kind_of(data)
+    else:
+        if isinstance(data, int) and -(2**63) <= data < 2**63:
+            return
+        kind = ValueError if isinstance(data, int) else TypeError
+        actual = _checks.kind_of(data)
+    remedy = "Pass one whole number, or map over many with torch.vmap"
+    raise _checks.fail(kind, "random.fold_in", "data", "be an int64 scalar", actual, remedy)
+
+
+def uniform(
+    key: Key, shape: Shape, *, dtype: torch.dtype | None = None, device: Device = None
+) -> Float[Tensor, "..."]:
+    """Uniform numbers in [0, 1), on the grid that the dtype has just below 1.
+
+    Args:
+        key: Randomness.
+        shape: The result's.
+        dtype: Float64, float32, float16 or bfloat16; torch's default otherwise.
+        device: The key's otherwise.
+
+    Raises:
+        TypeError: `key` is not an int64 tensor, `shape` is not of ints, or `dtype` is another.
+        ValueError: `key` is not a scalar, or a size is negative.
+
+    Example:
+        >>> uniform(key(0), (2, 3)).shape
+        torch.Size([2, 3])
+    """
+    dtype = _check_dtype("random.uniform", dtype)
+    words = _words("random.uniform", key, shape, device)
+    return _top(words, _BITS[dtype]).to(dtype) * 0.5 ** _BITS[dtype]
+
+
+def bernoulli(key: Key, p: float | Float[Tensor, "..."], shape: Shape) -> Bool[Tensor, "..."]:
+    """True with chance p, each element by itself.
+
+    Args:
+        key: Randomness.
+        p: In [0, 1], met to 2⁻³² and at both ends exactly. A tensor broadcasts to `shape`.
+        shape: The result's.
+
+    Raises:
+        TypeError: `key` is not an int64 tensor, `shape` is not of ints, or `p` not a real number.
+        ValueError: `key` is not a scalar, a size is negative, or `p` does not fit.
+
+    Example:
+        >>> bernoulli(key(0), 1.0, (2,))
+        tensor([True, True])
+    """
+    name = "random.bernoulli"
+    _check_shape(name, shape)
+    _check_chance(p, shape)
+    size = math.prod(shape)
+    # Half a word decides: dropout draws its masks here, and a whole one costs twice the time.
+    words = _words(name, key, ((size + 1) // 2,), None)
+    halves = words.view(torch.int32)[:size].reshape(tuple(shape))
+    if isinstance(p, Tensor):
+        return (halves.to(torch.float64) + 2**31) * 0.5**32 < p
+    if not 0 < p < 1:
+        return torch.full_like(halves, p == 1, dtype=torch.bool)
+    return halves < min(math.ceil(p * 2**32), 2**32 - 1) - 2**31
+
+
+def _check_chance(p: float | Tensor, shape: Shape) -> None:
+    name = "random.bernoulli"
+    if isinstance(p, Tensor):
+        _checks.floating(name, "p", p)
+        _checks.broadcasts(name, "p", p, shape, "shape")
+    elif not isinstance(p, int | float):
+        kind = _checks.kind_of(p)
+        raise _checks.fail(TypeError, name, "p", "be a number or a tensor", kind, "Pass a float")
+    elif not 0 <= p <= 1:
+        raise _checks.fail(ValueError, name, "p", "be in [0, 1]", p, "It is the chance of True")
+
+
+def normal(
+    key: Key, shape: Shape, *, dtype: torch.dtype | None = None, device: Device = None
+) -> Float[Tensor, "..."]:
+    """Normal numbers of mean 0 and standard deviation 1, by the inverse of their distribution.
+
+    The same key gives the same numbers in every dtype, up to its rounding; none exceeds 8.3.
+
+    Args:
+        key: Randomness.
+        shape: The result's.
+        dtype: Float64, float32, float16 or bfloat16; torch's default otherwise.
+        device: The key's otherwise.
+
+    Raises:
+        TypeError: `key` is not an int64 tensor, `shape` is not of ints, or `dtype` is another.
+        ValueError: `key` is not a scalar, or a size is negative.
+
+    Example:
+        >>> normal(key(0), (2, 3)).shape
+        torch.Size([2, 3])
+    """
+    dtype = _check_dtype("random.normal", dtype)
+    words = _words("random.normal", key, shape, device)
+    odd = ((words >> 10) & (2**53 - 1) | 1).to(torch.float64)  # over 2⁵⁴: the chance beyond x
+    if dtype == torch.float64:
+        x = -torch.special.ndtri(odd * 0.5**54)
+    else:
+        x = _fixed_quantile(odd).to(torch.float64) * 0.5**32
+    return torch.where(words < 0, -x, x).to(dtype)
+
+
+def _fixed_quantile(odd: Float[Tensor, "..."]) -> Int64[Tensor, "..."]:
+    """2³² x, where a normal exceeds x with chance odd / 2⁵⁴.
+
+    Float32 logarithms and fused products differ in the last bit between kernels; integers do not.
+    """
+    bits = odd.view(torch.int64)  # exponent and four bits name the cubic, the next 32 its argument
+    segment, t = (bits >> 48) - (1023 << 4), (bits >> 16) & (2**32 - 1)
+    constant, linear, square, cube = _CUBICS.to(odd.device)
+    x = square[segment] + (cube[segment] * t >> 32)
+    x = linear[segment] + (x * t >> 32)
+    return constant[segment] + (x * t >> 32)
+
+
+def _cubics() -> Int64[Tensor, "coefficients segments"]:
+    """Cubics through the normal quantile in units of 2⁻³², 16 for each power of 2 of the chance."""
+    inverse, rows = NormalDist().inv_cdf, []
+    for segment in range(53 * 16):
+        octave, part = divmod(segment, 16)
+        scale = 2.0 ** (octave - 54) / 48
+        y0, y1, y2, y3 = (-inverse(scale * (48 + 3 * part + third)) for third in range(4))
+        first, second, third = y1 - y0, y2 - 2 * y1 + y0, y3 - 3 * y2 + 3 * y1 - y0
+        linear, square, cube = first - second / 2 + third / 3, (second - third) / 2, third / 6
+        rows.append([round(c * 2**32) for c in (y0, 3 * linear, 9 * square, 27 * cube)])
+    return torch.tensor(rows, dtype=torch.int64, device="cpu").T.contiguous()
+
+
+_CUBICS = _cubics()
+
+
+def categorical(
+    key: Key, logits: Float[Tensor, "*batch classes"], *, shape: Shape | None = None
+) -> Int64[Tensor, "..."]:
+    """Class indices, drawn with the chances softmax(logits) over the last axis.
+
+    Args:
+        key: Randomness.
+        logits: Unnormalised log chances; a class at -inf is never drawn beside a finite one.
+        shape: The result's, to which the leading axes of `logits` broadcast: (9,) draws 9 from one
+            row. Their own otherwise.
+
+    Raises:
+        TypeError: `key` is not an int64 tensor, or `logits` is not floating.
+        ValueError: `key` is not a scalar, `logits` has no class, or `shape` does not fit.
+
+    Example:
+        >>> categorical(key(0), torch.tensor([0.0, -torch.inf]), shape=(3,))
+        tensor([0, 0, 0])
+
+    Reference: Gumbel, "Statistical theory of extreme values", 1954 (the argmax of noisy logits).
+    """
+    name = "random.categorical"
+    _checks.floating(name, "logits", logits)
+    if not logits.ndim or not logits.shape[-1]:
+        actual = _checks.shape(logits)
+        raise _checks.fail(
+            ValueError, name, "logits", "have at least 1 class", actual, "Put them on its last axis"
+        )
+    if shape is not None:
+        _check_shape(name, shape)
+        _checks.broadcasts(name, "logits", logits[..., 0], shape, "shape")
+    shape = logits.shape[:-1] if shape is None else shape
+    odd = _top(_words(name, key, (*shape, logits.shape[-1]), None), 53) | 1
+    noise = -torch.log(-torch.log(odd.to(torch.float64) * 0.5**53))
+    return (logits + noise).argmax(-1)
+
+
+def permutation(key: Key, x: int | Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "..."]:
+    """The numbers below n, or the rows of a tensor, in random order.
+
+    Args:
+        key: Randomness.
+        x: A number n of at least 0, or a tensor whose first axis is permuted.
+
+    Raises:
+        TypeError: `key` is not an int64 tensor, or `x` is neither an int nor a tensor.
+        ValueError: `key` is not a scalar, `x` is one, or n is negative.
+
+    Example:
+        >>> sorted(permutation(key(0), 3).tolist())
+        [0, 1, 2]
+    """
+    name = "random.permutation"
+    if isinstance(x, Tensor) and not x.ndim:
+        remedy = "Pass a Python int to permute the numbers below it"
+        raise _checks.fail(ValueError, name, "x", "have rows", _checks.shape(x), remedy)
+    if not isinstance(x, Tensor):
+        _checks.at_least(name, "x", x, 0)
+    rows = x.shape[0] if isinstance(x, Tensor) else x
+    order = torch.argsort(_words(name, key, (rows,), None), stable=True)
+    return x[order.to(x.device)] if isinstance(x, Tensor) else order
+
+
+def _check_key(function: str, key: Key) -> None:
+    if not isinstance(key, Tensor) or key.dtype != torch.int64:
+        raise _checks.fail(
+            TypeError,
+            function,
+            "key",
+            "be an int64 scalar tensor",
+            _checks.kind_of(key),
+            "Make one with random.key",
+        )
+    if key.ndim:
+        raise _checks.fail(
+            ValueError,
+            function,
+            "key",
+            "be an int64 scalar tensor",
+            _checks.shape(key),
+            "Map over keys with torch.vmap or pass one key",
+        )
+
+
+def _check_shape(function: str, shape: Shape) -> None:
+    sizes = isinstance(shape, Sequence) and all(isinstance(s, int | torch.SymInt) for s in shape)
+    if not sizes or any(size < 0 for size in shape):
+        raise _checks.fail(
+            ValueError if sizes else TypeError,
+            function,
+            "shape",
+            "be a tuple of ints of at least 0",
+            repr(shape),
+            "Write (n,) for one axis and () for a scalar",
+        )
+
+
+def _check_dtype(function: str, dtype: torch.dtype | None) -> torch.dtype:
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in _BITS:
+        options = [str(d) for d in _BITS]
+        raise _checks.fail(
+            TypeError, function, "dtype", f"be one of {options}", dtype, "Draw one, then convert"
+        )
+    return dtype
+
+
+def _words(function: str, key: Key, shape: Shape, device: Device) -> Int64[Tensor, "..."]:
+    """The key's first words. The one place that knows the generator."""
+    _check_key(function, key)
+    _check_shape(function, shape)
+    key = key if device is None else key.to(device)
+    words = _mixed(_counted(key ^ _WORDS, math.prod(shape)), _SPLITMIX)
+    return words.reshape(tuple(shape))
+
+
+def _counted(start: Key, num: int) -> Int64[Tensor, " num"]:
+    """The sums start + γ, start + 2γ, ... modulo 2⁶⁴.
+
+    Not as arange · γ: inductor makes that an index expression in signed C++ integers, whose
+    overflow lets the compiler run past the end of the loop.
+    """
+    counter = torch.arange(1, num + 1, device=start.device)
+    return (counter + start * _GAMMA_INVERSE) * _GAMMA
+
+
+def _mixed(z, mix: tuple[int, int, int, int, int]):
+    """Scatters 64 bits, one to one; a Python int comes out right modulo 2⁶⁴."""
+    shift, multiplier, middle_shift, last_multiplier, last_shift = mix
+    z = (z ^ _shifted(z, shift)) * multiplier
+    z = (z ^ _shifted(z, middle_shift)) * last_multiplier
+    return z ^ _shifted(z, last_shift)
+
+
+def _shifted(z, bits: int):
+    """A logical shift to the right: int64's own repeats the sign."""
+    return (z >> bits) & (2 ** (64 - bits) - 1)
+
+
+def _top(words: Int64[Tensor, "..."], bits: int) -> Int64[Tensor, "..."]:
+    return _shifted(words, 64 - bits)
