@@ -46,7 +46,7 @@ CASES = {
         "linear: x must be a floating tensor, got a int64 tensor. Convert it with .to.",
     ),
     "no tensor": (
-        lambda: _checks.floating("linear", "x", 1.5),  # pyright: ignore[reportArgumentType]  wrong on purpose
+        lambda: _checks.floating("linear", "x", 1.5),
         TypeError,
         "linear: x must be a floating tensor, got float 1.5. Convert it with .to.",
     ),
@@ -63,7 +63,7 @@ CASES = {
         "it with .long().",
     ),
     "a list for tokens": (
-        lambda: _checks.tokens("embedding", "tokens", [1]),  # pyright: ignore[reportArgumentType]  wrong on purpose
+        lambda: _checks.tokens("embedding", "tokens", [1]),
         TypeError,
         "embedding: tokens must be an integer tensor of token ids, got list. Convert it with "
         ".long().",
@@ -89,7 +89,7 @@ CASES = {
         "random.split: num must be at least 1, got 0. Pass 1 or more.",
     ),
     "not whole": (
-        lambda: _checks.at_least("random.split", "num", 1.5),  # pyright: ignore[reportArgumentType]  wrong on purpose
+        lambda: _checks.at_least("random.split", "num", 1.5),
         TypeError,
         "random.split: num must be an int, got float 1.5. Pass a whole number.",
     ),
@@ -157,10 +157,10 @@ def test_checks_look_at_no_values(call):
 
 def test_the_fixture_leaves_only_our_own_error(unchecked):
     with pytest.raises(TypeError, match=r"^f: x must be a floating tensor, got int 1\. "):
-        _checks.floating("f", "x", 1)  # pyright: ignore[reportArgumentType]  wrong on purpose
+        _checks.floating("f", "x", 1)
 
 
 def test_without_the_fixture_annotations_are_checked():
     with pytest.raises(Exception, match="Type-check error whilst checking the parameters") as seen:
-        _checks.floating("f", "x", 1)  # pyright: ignore[reportArgumentType]  wrong on purpose
+        _checks.floating("f", "x", 1)
     assert "jaxtyping" in type(seen.value).__module__

@@ -85,7 +85,7 @@ def test_map_finds_names_whatever_their_order():
 
 
 def test_map_keeps_tuples_and_named_tuples():
-    mapped = tree.map(lambda leaf: leaf + 1, (1, [Pair(2, 3)]))  # pyright: ignore[reportArgumentType]  structure only
+    mapped = tree.map(lambda leaf: leaf + 1, (1, [Pair(2, 3)]))
     assert mapped == (2, [Pair(3, 4)])
     assert isinstance(mapped[1][0], Pair)
 
