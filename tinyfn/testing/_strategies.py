@@ -177,9 +177,10 @@ def params(
     init_function: Callable[..., Params],
     *sizes: Size,
     max_size: int = 5,
+    dtype: torch.dtype = torch.float64,
     **options: Any,
 ) -> Params:
-    """Params of any init function, in float64 and away from zero biases and unit scales.
+    """Params of any init function, away from zero biases and unit scales.
 
     Sizes that are not given are drawn: every parameter of `init_function` that has no default,
     `num_features` as a multiple of `num_heads` where it has both. Every leaf is then moved a
@@ -189,6 +190,7 @@ def params(
         init_function: `init_function(key, *sizes, **options)`.
         sizes: The first sizes: numbers, or strategies of them.
         max_size: The largest size that is drawn.
+        dtype: Of every leaf.
         options: Further arguments by name: values, or strategies of them (`bias=st.booleans()`).
 
     Example:
@@ -205,9 +207,7 @@ def params(
     given = {name: draw(_size(value)) for name, value in given.items()}
     for name, value in _missing_sizes(draw, signature, given, max_size).items():
         given[name] = value
-    if "dtype" in signature.parameters:
-        given.setdefault("dtype", torch.float64)
-    made = init_function(draw(keys()), **given)
+    made = tree.cast(init_function(draw(keys()), **given), dtype)
     seed = draw(st.integers(0, 2**32 - 1))
     generator = torch.Generator().manual_seed(seed)
 
