@@ -122,7 +122,7 @@ def fold_in(key: Key, data: int | Integer[Tensor, ""]) -> Key:
     """
     _check_key("random.fold_in", key)
     _check_data(data)
-    return _mixed(((key ^ _FOLD) * _GAMMA_INVERSE + data) * _GAMMA, _MURMUR)
+    return _mixed(((key ^ _FOLD) * _GAMMA_INVERSE + data ^ _SPLIT) * _GAMMA, _MURMUR)
 
 
 def _check_data(data: int | Tensor) -> None:
@@ -386,11 +386,11 @@ def _words(function: str, key: Key, shape: Shape, device: Device) -> Int64[Tenso
 def _counted(start: Key, num: int) -> Int64[Tensor, " num"]:
     """The sums start + γ, start + 2γ, ... modulo 2⁶⁴.
 
-    Not as arange · γ: inductor makes that an index expression in signed C++ integers, whose
-    overflow lets the compiler run past the end of the loop.
+    Compilers must not see arange · γ: its overflow is undefined in the C++ that inductor writes,
+    which lets a loop run past its end. So bit 62 goes in by xor, and out by a difference.
     """
-    counter = torch.arange(1, num + 1, device=start.device)
-    return (counter + start * _GAMMA_INVERSE) * _GAMMA
+    counter = torch.arange(1, num + 1, device=start.device) ^ 2**62
+    return (counter + (start - 2**62) * _GAMMA_INVERSE) * _GAMMA
 
 
 def _mixed(z, mix: tuple[int, int, int, int, int]):
