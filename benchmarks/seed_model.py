@@ -1,0 +1,120 @@
+"""What do a forward and a gradient step cost, as a multiple of nn.Transformer's?
+
+The model is 3 + 3 layers, 512 features, 2 heads, 1024 hidden, with a causal target mask and
+dropout 0.1 in the gradient step. Rounds are interleaved, so that a busy machine slows everyone
+alike; the ratio is the median of the ratios within a round.
+
+    python benchmarks/seed_model.py [--rounds 15] [--threads 1] [--sizes 1x22 16x128]
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import tinyfn
+from tinyfn import interop, masks, random, tree
+
+PEER = "nn.Transformer"
+
+
+def candidates(batch: int, seq: int) -> dict[str, dict[str, Callable[[], object]]]:
+    """For each question, a call for each candidate; all compute the same function."""
+    torch.manual_seed(0)
+    sizes = {"nhead": 2, "num_encoder_layers": 3, "num_decoder_layers": 3, "dim_feedforward": 1024}
+    module = nn.Transformer(512, **sizes, dropout=0.1, batch_first=True)
+    params, options = interop.from_torch(module)
+    options["tgt_mask"] = masks.causal()
+    params = tree.map(lambda leaf: leaf.requires_grad_(), params)
+    detached = tree.map(lambda leaf: leaf.detach(), params)
+    adapter = tinyfn.TinyTransformer(3, 3, 512, 2, 1024, 0.1)
+    src, tgt = torch.randn(batch, seq, 512), torch.randn(batch, seq, 512)
+    causal = nn.Transformer.generate_square_subsequent_mask(seq)
+    key = random.key(0)
+
+    def peer() -> Tensor:
+        return module(src, tgt, tgt_mask=causal, tgt_is_causal=True)
+
+    def forward(train: bool, call: Callable[[], Tensor]) -> Callable[[], object]:
+        def timed() -> object:
+            module.train(train)
+            adapter.train(train)
+            with torch.no_grad():
+                return call()
+
+        return timed
+
+    def step(leaves: list[Tensor], call: Callable[[], Tensor]) -> Callable[[], object]:
+        def timed() -> object:
+            module.train()
+            adapter.train()
+            return torch.autograd.grad(call().square().mean(), leaves)
+
+        return timed
+
+    def pure(params: dict, key: Tensor | None = None) -> Tensor:
+        return tinyfn.transformer(params, src, tgt, key=key, **options)
+
+    by_grad = torch.func.grad(lambda params: pure(params, key).square().mean())
+    agree = (pure(detached) - module.eval()(src, tgt, tgt_mask=causal)).abs().max()
+    assert agree < 1e-4, agree
+    return {
+        "forward": {
+            PEER: forward(False, peer),
+            "tinyfn.transformer": forward(False, lambda: pure(detached)),
+            "TinyTransformer": forward(False, lambda: adapter(src, tgt)),
+        },
+        "gradient step": {
+            PEER: step(list(module.parameters()), peer),
+            "tinyfn, torch.autograd.grad": step(tree.leaves(params), lambda: pure(params, key)),
+            "tinyfn, torch.func.grad": lambda: by_grad(detached),
+            "TinyTransformer": step(list(adapter.parameters()), lambda: adapter(src, tgt)),
+        },
+    }
+
+
+def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every candidate in every round."""
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        names = list(calls)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.perf_counter()
+            calls[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sizes", nargs="+", default=["1x22", "16x128"], metavar="BATCHxSEQ")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} thread(s), ", end=""
+    )
+    print(f"float32 products: {torch.get_float32_matmul_precision()}, {arguments.rounds} rounds")
+    print("| size | question | candidate | median ms | × nn.Transformer |")
+    print("|---|---|---|---|---|")
+    for size in arguments.sizes:
+        batch, seq = map(int, size.split("x"))
+        for question, calls in candidates(batch, seq).items():
+            seconds = measure(calls, arguments.rounds)
+            for name, times in seconds.items():
+                ratios = [a / b for a, b in zip(times, seconds[PEER], strict=True)]
+                median = 1000 * statistics.median(times)
+                ratio = statistics.median(ratios)
+                print(f"| {size} | {question} | {name} | {median:.1f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
