@@ -7,6 +7,7 @@ A sublayer's result passes through dropout before it is added.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,7 +40,7 @@ def init_encoder_layer(
     bias: bool = True,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    **weights: object,
+    **weights: Any,
 ) -> Params:
     """Params of `encoder_layer`: `self_attention`, `feed_forward`, and a norm for each.
 
@@ -163,7 +164,7 @@ def init_decoder_layer(
     bias: bool = True,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    **weights: object,
+    **weights: Any,
 ) -> Params:
     """Params of `decoder_layer`: those of an encoder layer, and `cross_attention` with its norm.
 
@@ -264,14 +265,15 @@ def decoder_layer(
     def look(params: Params, y: Tensor) -> Tensor:
         return attention(params, y, y, y, self_mask, keys[0], dropout_p=dropout_p, attend=attend)
 
-    def read(params: Params, y: Tensor) -> Tensor:
-        heads = {"dropout_p": dropout_p, "attend": cross_attend}
-        return attention(params, y, memory, memory, cross_mask, keys[1], **heads)
-
     def think(params: Params, y: Tensor) -> Tensor:
         return feed_forward(params, y, keys[2], activation=activation, dropout_p=dropout_p)
 
     x = _residual("decoder_layer", params, "self_attention", look, x, keys[3], **options)
     if memory is not None:
+
+        def read(params: Params, y: Tensor) -> Tensor:
+            heads = {"dropout_p": dropout_p, "attend": cross_attend}
+            return attention(params, y, memory, memory, cross_mask, keys[1], **heads)
+
         x = _residual("decoder_layer", params, "cross_attention", read, x, keys[4], **options)
     return _residual("decoder_layer", params, "feed_forward", think, x, keys[5], **options)

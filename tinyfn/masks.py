@@ -11,7 +11,7 @@ the batch's, and q_seq and kv_seq are read off where it is used. Masks combine w
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -401,7 +401,7 @@ def _whole(name: str, argument: str, x: Any) -> Batched:
             _checks.kind_of(x),
             "Count positions in whole numbers",
         )
-    return x
+    return cast(int, x)
 
 
 def _check_bool(function: str, tensor: Any) -> None:

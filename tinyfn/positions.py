@@ -11,6 +11,7 @@ last two act inside attention: they wrap an attend, and are passed as `attend=`.
 """
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -363,7 +364,7 @@ def rotary(
         turned = rotate(q, offset=offset, theta=theta)
         return turned, rotate(k, offset=kv_offset, theta=theta)
 
-    def rotary_attend(*args: object, **options: object) -> Tensor:
+    def rotary_attend(*args: Any, **options: Any) -> Tensor:
         params, (q, k, v, mask, key, bias) = _split_arguments(args)
         return attend(*params, *turn(q, k), v, mask, key, bias, **options)
 
@@ -386,10 +387,10 @@ def alibi(attend: Attend, *, offset: Offset = 0) -> Attend:
     Reference: Press, Smith and Lewis, "Train Short, Test Long", 2021, arXiv 2108.12409.
     """
 
-    def alibi_attend(*args: object, **options: object) -> Tensor:
+    def alibi_attend(*args: Any, **options: Any) -> Tensor:
         params, (q, k, v, mask, key, bias) = _split_arguments(args)
-        made = {"dtype": q.dtype, "device": q.device}
-        falling = alibi_bias(*q.shape[-3:-1], k.shape[-2], offset=offset, **made)
+        made = {"offset": offset, "dtype": q.dtype, "device": q.device}
+        falling = alibi_bias(q.shape[-3], q.shape[-2], k.shape[-2], **made)
         bias = falling if bias is None else bias + falling
         return attend(*params, q, k, v, mask, key, bias, **options)
 
