@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import tinyfn
 from tinyfn import masks, random, testing, tree
-from tinyfn.testing import _strategies
+from tinyfn.testing import _purity, _strategies
 
 F64 = torch.float64
 
@@ -428,9 +428,9 @@ def test_pure_catches_pythons_generator(monkeypatch: pytest.MonkeyPatch) -> None
     def f(x: Tensor) -> Tensor:
         return x * python_random.random()
 
-    monkeypatch.setitem(sys.modules, "beartype", sys)  # whose own checks draw from it
+    monkeypatch.setattr(_purity, "_types_are_checked", lambda: True)  # they draw from it too
     assert "says something else" in _failure(testing.check_pure, f, torch.ones(3))
-    monkeypatch.delitem(sys.modules, "beartype")
+    monkeypatch.setattr(_purity, "_types_are_checked", lambda: False)
     assert "moved the global generator of random" in _failure(testing.check_pure, f, torch.ones(3))
 
 
@@ -456,7 +456,7 @@ def test_transforms_show_a_table_of_what_failed() -> None:
     def f(x: Tensor) -> Tensor:
         return F.dropout(_norm(x), 0.5)
 
-    message = _failure(testing.check_transforms, f, _x(2, 3), order=1)
+    message = _failure(testing.check_transforms, f, _x(4, 16), order=1)
     assert message.startswith("check_transforms: ")
     rows = _rows(message)
     assert rows["arguments"] == "right"
@@ -529,7 +529,7 @@ def test_shapes_have_leading_axes(shape: tuple[int, ...]) -> None:
 def test_masks_come_in_every_form_and_with_blind_rows() -> None:
     seen = set()
 
-    @settings(max_examples=100, derandomize=True, database=None)
+    @settings(max_examples=60, derandomize=True, database=None)
     @given(testing.masks(2, 3, (4,)))
     def draw(mask: Any) -> None:
         if mask is None:

@@ -34,7 +34,7 @@ def check_pure(f: Callable[..., Any], *args: Any) -> None:
         >>> check_pure(torch.sin, torch.ones(3))
         >>> check_pure(torch.Tensor.sin_, torch.ones(3))
         Traceback (most recent call last):
-        AssertionError: check_pure: 1 not right...
+        AssertionError: check_pure: 2 not right...
         >>> check_pure(lambda x: torch.nn.functional.dropout(x, 0.5), torch.ones(9))
         Traceback (most recent call last):
         AssertionError: check_pure: 2 not right...
@@ -46,8 +46,8 @@ def purity_checks(f: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[_ver
     """What two calls of a function must leave alone."""
     arguments, remembered = _outline(args), _remembered(f)
     generators, flags = _generators(), dict(_FLAGS)
-    if "beartype" in sys.modules:
-        del generators["random"]  # checking a list at run time, it draws which element to look at
+    if _types_are_checked():
+        del generators["random"]
     moved: set[str] = set()
     changed: dict[str, str] = {}
     results: list[tuple[Tensor, ...]] = []
@@ -100,12 +100,30 @@ def purity_checks(f: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[_ver
     yield "globals, closures and caches", keeps_nothing
 
 
+class _Same:
+    """Equal to the same object only, and keeps it: the number of a freed one is given again."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _types_are_checked() -> bool:
+    # checking a list, beartype draws from Python's generator which element to look at
+    return "beartype" in sys.modules
+
+
 def _outline(args: tuple[Any, ...]) -> tuple[Any, dict[str, tuple[Any, ...]]]:
     """The arguments' structure, and of each tensor what a change in place would show."""
     tensors = _calls.named_tensors_of(args, "args")
     return _calls.structure_of(args), {
         name: (
-            id(x),
+            _Same(x),
             x._version,
             (x.shape, x.stride(), x.dtype, x.requires_grad, x.grad is None),
             x.detach().clone(),
@@ -269,11 +287,11 @@ def _references(f: types.FunctionType) -> Iterator[tuple[str, Any]]:
 def _state(value: Any, depth: int) -> Any:
     """A comparable picture of a value, two containers deep."""
     if isinstance(value, Tensor):
-        return id(value), value._version
+        return _Same(value), value._version
     if isinstance(value, int | float | str | bool | bytes | None):
         return value
     if isinstance(value, dict) and depth:
-        return {id(k): _state(v, depth - 1) for k, v in list(value.items())}
+        return {_Same(k): _state(v, depth - 1) for k, v in list(value.items())}
     if isinstance(value, list | tuple | set | frozenset) and depth:
         return [_state(v, depth - 1) for v in value]
-    return id(value)
+    return _Same(value)
