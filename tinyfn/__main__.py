@@ -1,0 +1,242 @@
+"""Letters to phonemes with a transformer: train it, evaluate it, pronounce words with it."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from tinyfn import _checks, plotting, tree
+from tinyfn.pronunciation import data, evaluate, model, train, weights
+
+SHOWN = ("science", "physics", "chalk", "psalm", "mirage")  # test words
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage that argparse prints before it."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; bad input ends in one line on stderr and exit code 2.
+
+    Args:
+        arguments: Of the command line; those of the process if None.
+
+    Example:
+        >>> main(["pronounce", "r2d2"])
+        2
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except ModuleNotFoundError as error:
+        print(f"{error}. Install it: pip install 'tinyfn[demo]'", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m tinyfn", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_train(commands.add_parser("train", help="train on the CMU dictionary"))
+    _add_evaluate(commands.add_parser("evaluate", help="word and phoneme error on test words"))
+    _add_pronounce(commands.add_parser("pronounce", help="the phonemes of words"))
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_train)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("run"), metavar="DIR", help="where files go (run)")
+    add("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    add("--device", default="cpu", help="cpu (default), cuda, mps, ...")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=_positive, help="as many steps as these allow (10)")
+    length.add_argument("--steps", type=_count, help="this many steps")
+    plan = parser.add_argument_group("the plan; a resumed run has its own")
+    for name, kind, text in (
+        ("seed", int, "where randomness starts (0)"),
+        ("max-tokens", _count, "letters and phonemes in a batch (2048)"),
+        ("peak-rate", _positive, "highest learning rate (0.003)"),
+        ("dropout-p", float, "chance of a drop (0)"),
+        ("label-smoothing", float, "share of a target spread over all tokens (0.05)"),
+        ("limit", _count, "use only this many words of each side"),
+        *((name.replace("_", "-"), _count, f"({size})") for name, size in model.SIZES.items()),
+    ):
+        plan.add_argument(f"--{name}", type=kind, metavar="N", help=text)
+    plan.add_argument("--dtype", choices=["float32", "bfloat16"], help="of products (float32)")
+
+
+def _positive(text: str) -> float:
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return value
+
+
+def _train(options: argparse.Namespace) -> int:
+    device = _device(options.device)
+    torch.set_float32_matmul_precision("medium")  # on a CPU oneDNN's products, no less exact
+    found = train.resume(_checkpoint(options), device) if options.resume else None
+    plan = found[1] if found else _plan(options)
+    sides = _limited(data.split(data.load()), plan.limit)
+    batches = data.Batches(data.pairs(sides["train"]), plan.max_tokens)
+    if options.steps is None and not found:
+        steps = train.planned_steps(options.minutes or 10.0, plan, batches, device)
+        plan = dataclasses.replace(plan, steps=steps)
+    state = found[0] if found else train.start(plan, device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    print(f"{tree.size(state.params):,} params, {plan.steps:,} steps", file=sys.stderr)
+    if not train.run(state, plan, batches, sides["validation"], options.out, device):
+        print(f"stopped after step {state.step}; --resume goes on from there", file=sys.stderr)
+        return 130
+    test = evaluate.evaluate(state.params, sides["test"])
+    weights.ship(options.out / "weights.safetensors", state, plan, test, device)
+    print(_table({"test": test}))
+    return 0
+
+
+_PLAN = {"seed", "max_tokens", "peak_rate", "dropout_p", "label_smoothing", "dtype", "limit"}
+
+
+def _plan(options: argparse.Namespace) -> train.Plan:
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    sizes = {name: given.get(name, size) for name, size in model.SIZES.items()}
+    chosen = {name: given[name] for name in _PLAN & given.keys()}
+    return train.Plan(steps=given.get("steps", 1), sizes=sizes, **chosen)
+
+
+def _checkpoint(options: argparse.Namespace) -> Path:
+    """The file to resume from; what the user chose beside it would not count."""
+    fixed = [*sorted(_PLAN), "steps", "minutes", *model.SIZES]
+    given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(options, name) is not None]
+    if given:
+        raise _checks.fail(
+            ValueError,
+            "train",
+            "--resume",
+            "stand without what its checkpoint fixes",
+            ", ".join(given),
+            "Leave that out, or start another run with another --out",
+        )
+    return options.out / train.CHECKPOINT
+
+
+def _limited(sides: dict[str, data.Dictionary], limit: int | None) -> dict[str, data.Dictionary]:
+    return {name: dict(list(words.items())[:limit]) for name, words in sides.items()}
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise _checks.fail(
+            ValueError, "--device", "DEVICE", "be one that is here", repr(name), "Choose cpu"
+        ) from None
+    return device
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_evaluate)
+    _add_weights(parser)
+    parser.add_argument("--limit", type=_count, metavar="N", help="use only this many words")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="write pictures there")
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--weights", type=Path, default=weights.SHIPPED, metavar="FILE", help="(those shipped)")
+    add("--device", default="cpu", help="cpu (default), cuda, mps, ...")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    params = weights.load(options.weights, _device(options.device))
+    words = _limited(data.split(data.load()), options.limit)["test"]
+    found = model.pronounce(params, list(words))
+    lengths = {"1-5 letters": (1, 5), "6-8 letters": (6, 8), "9 or more": (9, 99)}
+    rows = {
+        name: _errors(words, found, low, high)
+        for name, (low, high) in {**lengths, "all test words": (1, 99)}.items()
+    }
+    print(_table({name: errors for name, errors in rows.items() if errors.words}))
+    if options.plot:
+        _plot(options.plot, params, weights.record(options.weights))
+    return 0
+
+
+def _errors(
+    words: data.Dictionary, found: list[data.Pronunciation], low: int, high: int
+) -> evaluate.Errors:
+    rows = [
+        (phonemes, listed)
+        for (word, listed), phonemes in zip(words.items(), found, strict=True)
+        if low <= len(word) <= high
+    ]
+    return evaluate.errors([phonemes for phonemes, _ in rows], [listed for _, listed in rows])
+
+
+def _table(rows: dict[str, evaluate.Errors]) -> str:
+    lines = [f"{'':16}{'words':>7}{'word error':>13}{'phoneme error':>16}"]
+    lines += [
+        f"{name:16}{found.words:7,}{found.word_error:13.1%}{found.phoneme_error:16.1%}"
+        for name, found in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def _plot(folder: Path, params: dict, record: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for word in SHOWN:
+        phonemes, layers = model.cross_attention(params, word)
+        mean = layers[-1].mean(0)
+        figure = plotting.attention_map(mean, [*phonemes, "end"], list(word), title=word)
+        figure.savefig(folder / f"attention-{word}.png")
+    if record:
+        stretch, losses = record["steps_in_a_mean"], record["mean_losses"]
+        steps = [stretch * (i + 1) for i in range(len(losses))]
+        where = [row["step"] for row in record["held_out"]]
+        others = {
+            name.replace("_", " "): (where, [row[name] for row in record["held_out"]])
+            for name in ("word_error", "phoneme_error")
+        }
+        plotting.loss_curve(losses, steps, others=others).savefig(folder / "loss.png")
+    print(f"pictures are in {folder}")
+
+
+def _add_pronounce(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_pronounce)
+    _add_weights(parser)
+    parser.add_argument("words", nargs="+", metavar="WORD", help="of the letters a to z")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw where its heads look")
+
+
+def _pronounce(options: argparse.Namespace) -> int:
+    data.encode_words(options.words)  # a bad word is said before weights are read
+    if options.plot and len(options.words) > 1:
+        raise _checks.fail(
+            ValueError, "pronounce", "--plot", "have one WORD", len(options.words), "Draw each"
+        )
+    params = weights.load(options.weights, _device(options.device))
+    width = max(map(len, options.words))
+    for word, phonemes in zip(options.words, model.pronounce(params, options.words), strict=True):
+        print(f"{word:{width}}  {' '.join(phonemes)}")
+    if options.plot:
+        phonemes, layers = model.cross_attention(params, *options.words)
+        labels = ([*phonemes, "end"], list(options.words[0]))
+        plotting.attention_maps(layers, *labels, title=options.words[0]).savefig(options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The transformer from letters to phonemes: its params, its loss, and decoding."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from tinyfn import (
+    decoder,
+    encoder,
+    init_rms_norm,
+    init_transformer,
+    linear,
+    masks,
+    positions,
+    rms_norm,
+    transformer,
+    transformer_attention_weights,
+)
+from tinyfn.pronunciation import data
+from tinyfn.types import Key, Params
+
+SIZES = {
+    "num_features": 128,
+    "num_heads": 4,
+    "dim_feedforward": 256,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+}
+OPTIONS: dict[str, Any] = {
+    "norm": rms_norm,
+    "norm_first": True,
+    "position": positions.add_sinusoidal,
+}
+
+
+def init(key: Key, sizes: dict[str, int]) -> Params:
+    """Params of a transformer from letter tokens to phoneme tokens.
+
+    Args:
+        key: Randomness of the weights.
+        sizes: As `SIZES`.
+
+    Example:
+        >>> from tinyfn import random
+        >>> list(init(random.key(0), SIZES))
+        ['encoder', 'decoder', 'linear']
+    """
+    return init_transformer(
+        key,
+        **sizes,
+        src_vocab_size=data.NUM_LETTER_TOKENS,
+        tgt_vocab_size=data.NUM_PHONEME_TOKENS,
+        final_norm=True,
+        init_norm=init_rms_norm,
+        bias=False,
+    )
+
+
+def sizes(params: Params) -> dict[str, int]:
+    """The sizes of params, read from their shapes.
+
+    Example:
+        >>> from tinyfn import random
+        >>> sizes(init(random.key(0), SIZES)) == SIZES
+        True
+    """
+    layers = params["encoder"]["layers"]
+    return {
+        "num_features": params["encoder"]["embedding"]["weight"].shape[1],
+        "num_heads": layers[0]["self_attention"]["q_proj"]["weight"].shape[0],
+        "dim_feedforward": layers[0]["feed_forward"]["up_proj"]["weight"].shape[0],
+        "num_encoder_layers": len(layers),
+        "num_decoder_layers": len(params["decoder"]["layers"]),
+    }
+
+
+def logits(
+    params: Params, batch: data.Batch, key: Key | None = None, *, dropout_p: float = 0.0
+) -> Float[Tensor, "words next_phonemes vocab"]:
+    """How likely each token is as the next, at every phoneme but the last.
+
+    Args:
+        params: From `init`.
+        batch: Words and their pronunciations.
+        key: Randomness for dropout.
+        dropout_p: Chance of a drop.
+
+    Example:
+        >>> from tinyfn import random
+        >>> logits(init(random.key(0), SIZES), data.pairs({"a": [("AH",)]})).shape
+        torch.Size([1, 2, 42])
+    """
+    letters, phonemes = batch
+    seen = _seen(letters)
+    # Padding follows the phonemes, so the causal mask hides it from them.
+    return transformer(
+        params,
+        letters.ids,
+        phonemes.ids[:, :-1],
+        seen,
+        masks.causal(),
+        seen,
+        key,
+        dropout_p=dropout_p,
+        **OPTIONS,
+    )
+
+
+def _seen(letters: data.Tokens) -> masks.Mask | None:
+    return None if letters.lengths is None else masks.padding(letters.lengths)
+
+
+def loss(
+    params: Params,
+    batch: data.Batch,
+    key: Key | None = None,
+    *,
+    dropout_p: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of each next phoneme, over those that are not padding.
+
+    Args:
+        params: From `init`.
+        batch: Words and their pronunciations.
+        key: Randomness for dropout.
+        dropout_p: Chance of a drop.
+        label_smoothing: How much of the target's probability is spread over all tokens.
+
+    Example:
+        >>> from tinyfn import random
+        >>> loss(init(random.key(0), SIZES), data.pairs({"a": [("AH",)]})).shape
+        torch.Size([])
+    """
+    return F.cross_entropy(
+        logits(params, batch, key, dropout_p=dropout_p).flatten(0, 1).float(),
+        batch.phonemes.ids[:, 1:].flatten(),
+        ignore_index=data.PAD,
+        label_smoothing=label_smoothing,
+    )
+
+
+def decode(params: Params, letters: data.Tokens, *, max_len: int) -> Int64[Tensor, "words seq"]:
+    """The likeliest next phoneme, again and again, until every word has ended.
+
+    Args:
+        params: From `init`.
+        letters: The words.
+        max_len: How many phonemes at most.
+
+    Example:
+        >>> from tinyfn import random
+        >>> decode(init(random.key(0), SIZES), data.encode_words(["a"]), max_len=1).shape
+        torch.Size([1, 1])
+    """
+    seen = _seen(letters)
+    memory = encoder(params["encoder"], letters.ids, seen, **OPTIONS)
+    phonemes = letters.ids.new_full((len(letters.ids), 1), data.START)
+    for _ in range(max_len):
+        x = decoder(params["decoder"], phonemes, memory, masks.causal(), seen, **OPTIONS)
+        best = linear(params["linear"], x[:, -1]).argmax(-1, keepdim=True)
+        phonemes = torch.cat([phonemes, best], dim=-1)
+        if (phonemes == data.END).any(-1).all():
+            break
+    return phonemes[:, 1:]
+
+
+def pronounce(
+    params: Params, words: list[str], *, batch_size: int = 256
+) -> list[data.Pronunciation]:
+    """The phonemes of words.
+
+    Args:
+        params: From `init`.
+        words: Of the letters a to z.
+        batch_size: How many words are decoded at once; words of similar length go together.
+
+    Raises:
+        ValueError: A word is empty, or has other characters.
+
+    Example:
+        >>> from tinyfn import random
+        >>> len(pronounce(init(random.key(0), SIZES), ["a", "few", "words"]))
+        3
+    """
+    device = params["linear"]["weight"].device
+    by_length = sorted(range(len(words)), key=lambda i: len(words[i]))
+    found: list[data.Pronunciation] = [()] * len(words)
+    for start in range(0, len(words), batch_size):
+        chosen = by_length[start : start + batch_size]
+        letters = data.encode_words([words[i] for i in chosen]).to(device)
+        with torch.no_grad():
+            decoded = decode(params, letters, max_len=_most_phonemes(letters.ids.shape[-1]))
+        for i, phonemes in zip(chosen, data.decode_pronunciations(decoded), strict=True):
+            found[i] = phonemes[: _most_phonemes(len(words[i]))]
+    return found
+
+
+def _most_phonemes(letters: int) -> int:
+    return 8 + 2 * letters  # a letter by itself, as w, has many
+
+
+def cross_attention(
+    params: Params, word: str
+) -> tuple[data.Pronunciation, list[Float[Tensor, "heads phonemes letters"]]]:
+    """A word's phonemes, and where each layer's heads looked as each came next.
+
+    The last row is that of the end, which follows the last phoneme.
+
+    Example:
+        >>> from tinyfn import random
+        >>> phonemes, weights = cross_attention(init(random.key(0), SIZES), "word")
+        >>> weights[0].shape == (4, len(phonemes) + 1, 4)
+        True
+    """
+    (phonemes,) = pronounce(params, [word])
+    device = params["linear"]["weight"].device
+    letters = data.encode_words([word]).ids[0].to(device)
+    said = data.encode_pronunciations([phonemes]).ids[0, :-1].to(device)
+    with torch.no_grad():
+        weights = transformer_attention_weights(params, letters, said, **OPTIONS)
+    return phonemes, [layer["cross_attention"] for layer in weights["decoder"]]

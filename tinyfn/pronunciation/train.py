@@ -1,0 +1,266 @@
+"""The training loop: a plan that stays, and a state that goes from step to step.
+
+All that a step draws is a function of the run's key and the step's number. So a checkpoint is the
+plan and the state, and a resumed run ends bitwise where an uninterrupted one does.
+"""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyfn import _checks, checkpoint, random, tree
+from tinyfn.pronunciation import data, model
+from tinyfn.pronunciation.evaluate import evaluate
+from tinyfn.types import Key, Params
+
+CHECKPOINT = "checkpoint.safetensors"
+SECONDS_BETWEEN_CHECKPOINTS = 60
+HELD_OUT_TIMES, HELD_OUT_WORDS = 10, 500
+
+Device = str | torch.device
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run depends on.
+
+    Attributes:
+        steps: How many.
+        seed: Where its randomness starts.
+        sizes: Of the model.
+        max_tokens: Letters and phonemes in a batch.
+        peak_rate: The highest learning rate.
+        warm_up: The share of the steps in which the rate rises.
+        weight_decay: Of AdamW.
+        dropout_p: Chance of a drop.
+        label_smoothing: Share of a target's probability that is spread over all tokens.
+        dtype: Of the products; the params and their averages stay float32.
+        limit: Use only the first words of each side.
+    """
+
+    steps: int
+    seed: int = 0
+    sizes: dict[str, int] = field(default_factory=lambda: dict(model.SIZES))
+    max_tokens: int = 2048
+    peak_rate: float = 3e-3
+    warm_up: float = 0.05
+    weight_decay: float = 0.01
+    dropout_p: float = 0.0
+    label_smoothing: float = 0.05
+    dtype: str = "float32"
+    limit: int | None = None
+
+
+@dataclass
+class State:
+    """What changes from step to step, but for the key, from which every step derives its own."""
+
+    params: Params
+    optimizer: torch.optim.Optimizer
+    key: Key
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    held_out: list[dict[str, int | float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def start(plan: Plan, device: Device = "cpu") -> State:
+    """The state before the first step."""
+    key = random.key(plan.seed)
+    fresh = model.init(random.fold_in(key, 0), plan.sizes)
+    params = tree.map(lambda leaf: leaf.to(device).requires_grad_(), fresh)
+    optimizer = torch.optim.AdamW(
+        tree.leaves(params), betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=True
+    )
+    return State(params, optimizer, key)
+
+
+def rate(step: int, plan: Plan) -> float:
+    """The learning rate of a step: straight up to the peak, then straight down to zero.
+
+    Example:
+        >>> [rate(step, Plan(steps=4, peak_rate=1.0, warm_up=0.5)) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    rising = max(1, round(plan.warm_up * plan.steps))
+    falling = max(1, plan.steps - rising)
+    return plan.peak_rate * min((step + 1) / rising, (plan.steps - step) / falling)
+
+
+def update(state: State, plan: Plan, batch: data.Batch) -> None:
+    """One step, in place: optimisers of torch change the leaves that they are given."""
+    key = random.fold_in(random.fold_in(state.key, 2), state.step)
+    loss = model.loss(
+        tree.cast(state.params, getattr(torch, plan.dtype)),
+        batch,
+        key.to(batch.letters.ids.device) if plan.dropout_p else None,
+        dropout_p=plan.dropout_p,
+        label_smoothing=plan.label_smoothing,
+    )
+    state.optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(tree.leaves(state.params), 1.0)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate(state.step, plan)
+    state.optimizer.step()
+    state.losses.append(loss.item())
+    state.step += 1
+
+
+def choices(state: State, batches: data.Batches) -> Iterator[Tensor]:
+    """Which pairs are in the batch of this step, the next, and so on for ever."""
+    epoch, place = divmod(state.step, len(batches))
+    while True:
+        key = random.fold_in(random.fold_in(state.key, 1), epoch)
+        yield from batches.epoch(key)[place:]
+        epoch, place = epoch + 1, 0
+
+
+def run(
+    state: State,
+    plan: Plan,
+    batches: data.Batches,
+    held_out: data.Dictionary,
+    out: Path,
+    device: Device = "cpu",
+) -> bool:
+    """Goes on until the plan is done, or until Ctrl-C or SIGTERM; then the result is False.
+
+    A checkpoint is in `out` every minute, and at the end in any case.
+    """
+    some = dict(list(held_out.items())[:HELD_OUT_WORDS])
+    saved = begun = time.monotonic()
+    before, words = state.seconds, 0
+    with _bar(state, plan) as bar, _interruption() as interrupted:
+        for chosen in choices(state, batches):
+            if state.step >= plan.steps or interrupted.is_set():
+                break
+            update(state, plan, batches.take(chosen, device))
+            now = time.monotonic()
+            state.seconds, words = before + now - begun, words + len(chosen)
+            recent = state.losses[-100:]
+            said = f"loss {sum(recent) / len(recent):.3f}, {words / (now - begun):.0f} words/s"
+            bar.set_postfix_str(said, refresh=False)
+            bar.update()
+            if _held_out_is_due(state.step, plan):
+                state.held_out.append(
+                    {"step": state.step, **evaluate(state.params, some)._asdict()}
+                )
+                bar.write(_held_out_line(state.held_out[-1]))
+            if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                save(out / CHECKPOINT, state, plan)
+                saved = now
+    save(out / CHECKPOINT, state, plan)
+    return state.step >= plan.steps
+
+
+def _bar(state: State, plan: Plan) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=plan.steps, initial=state.step, unit="step", mininterval=1.0)
+
+
+def _held_out_is_due(step: int, plan: Plan) -> bool:
+    return step * HELD_OUT_TIMES // plan.steps > (step - 1) * HELD_OUT_TIMES // plan.steps
+
+
+def _held_out_line(found: dict[str, int | float]) -> str:
+    return (
+        f"step {found['step']}: held-out word error {found['word_error']:.1%}, "
+        f"phoneme error {found['phoneme_error']:.1%}"
+    )
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second one does what it always does."""
+    interrupted = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        restore()
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    handlers = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    finally:
+        restore()
+
+
+def planned_steps(
+    minutes: float, plan: Plan, batches: data.Batches, device: Device = "cpu", *, trial: int = 20
+) -> int:
+    """How many steps the minutes allow, measured with a state that is thrown away."""
+    state = start(plan, device)
+    coming = choices(state, batches)
+    for _ in range(3):  # the first steps allocate
+        update(state, plan, batches.take(next(coming), device))
+    begun = time.perf_counter()
+    for _ in range(trial):
+        update(state, plan, batches.take(next(coming), device))
+    return max(1, int(60 * minutes * trial / (time.perf_counter() - begun)))
+
+
+def save(path: str | Path, state: State, plan: Plan) -> None:
+    """Writes a checkpoint, all that `resume` needs: tensors, and the rest as JSON beside them."""
+    tensors = {
+        "params": state.params,
+        "optimizer": list(state.optimizer.state_dict()["state"].values()),
+        "key": state.key,
+        "losses": torch.tensor(state.losses, dtype=torch.float64),
+    }
+    rest = {
+        "plan": dataclasses.asdict(plan),
+        "step": state.step,
+        "held_out": state.held_out,
+        "seconds": state.seconds,
+    }
+    checkpoint.save(path, tensors, {"training": json.dumps(rest)})
+
+
+def resume(path: str | Path, device: Device = "cpu") -> tuple[State, Plan]:
+    """The state and the plan of a checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not a whole checkpoint of a training run.
+    """
+    tensors, metadata = checkpoint.load(path)
+    if "training" not in metadata:
+        raise _checks.fail(
+            ValueError,
+            "train",
+            "--resume",
+            "find the checkpoint of a training run",
+            f"{str(path)!r}, which is something else",
+            "Name the --out of the run",
+        )
+    rest = json.loads(metadata["training"])
+    plan = Plan(**rest["plan"])
+    state = start(plan, device)
+    checkpoint.check_shapes(tensors["params"], state.params)
+    saved = tree.flatten(tensors["params"])
+    with torch.no_grad():
+        for name, leaf in tree.flatten(state.params).items():
+            leaf.copy_(saved[name])
+    groups = state.optimizer.state_dict()["param_groups"]
+    moments = dict(enumerate(tensors.get("optimizer", [])))
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    state.key, state.step, state.losses = tensors["key"], rest["step"], tensors["losses"].tolist()
+    state.held_out, state.seconds = rest["held_out"], rest["seconds"]
+    return state, plan
