@@ -109,6 +109,12 @@ CASES = {
         "f: mask must broadcast to (q_seq, kv_seq) = (2, 3), got shape (3, 2). Give each axis its "
         "full size or 1, and insert axes with unsqueeze.",
     ),
+    "an axis too short": (
+        lambda: _checks.broadcasts("f", "mask", torch.ones(2, 2), (2, 3), "(q_seq, kv_seq)"),
+        ValueError,
+        "f: mask must broadcast to (q_seq, kv_seq) = (2, 3), got shape (2, 2). Give each axis its "
+        "full size or 1, and insert axes with unsqueeze.",
+    ),
     "too many axes": (
         lambda: _checks.broadcasts("f", "mask", torch.ones(1, 2, 3), (2, 3), "(q_seq, kv_seq)"),
         ValueError,
