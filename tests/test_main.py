@@ -317,20 +317,20 @@ def test_minutes_make_a_plan(tmp_path, few, capsys):
 def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "tinyfn", "train", "--out", str(out), "--limit", "40"]
-    job = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--steps", "100000", *FLAGS], stderr=subprocess.PIPE, text=True
-    )
-    assert job.stderr is not None
-    watch = threading.Timer(120, job.kill)
-    watch.start()
-    for line in job.stderr:
-        if "params" in line:
-            break
-    time.sleep(1.0)
-    job.send_signal(signal.SIGINT)
-    rest = job.stderr.read()
-    watch.cancel()
-    assert job.wait() == 130
+    ) as job:
+        assert job.stderr is not None
+        watch = threading.Timer(120, job.kill)
+        watch.start()
+        for line in job.stderr:
+            if "params" in line:
+                break
+        time.sleep(1.0)
+        job.send_signal(signal.SIGINT)
+        rest = job.stderr.read()
+        watch.cancel()
+    assert job.returncode == 130
     assert "--resume goes on from there" in rest
     assert "Traceback" not in rest
     state, plan = train.resume(out / train.CHECKPOINT)

@@ -231,6 +231,6 @@ def test_embeddings_that_cannot_be_tied_are_refused(options, message):
 
 
 def test_a_negative_number_of_layers_is_refused():
-    with pytest.raises(ValueError, match="^init_encoder: num_layers must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"^init_encoder: num_layers must be at least 0, got -1"):
         tinyfn.init_encoder(random.key(0), 4, 2, 3, -1)
     assert tinyfn.init_encoder(random.key(0), 4, 2, 3, 0)["layers"] == []

@@ -7,6 +7,7 @@ then serves a group of heads, which is grouped-query attention, or multi-query w
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -53,11 +54,11 @@ def scaled_dot_product(
 
     Reference: Vaswani et al., 2017, arXiv 1706.03762.
     """
-    scale = max(q.shape[-1], 1) ** -0.5 if scale is None else scale
-    return dot_product(q * scale, k)
+    factor: float = max(q.shape[-1], 1) ** -0.5 if scale is None else scale
+    return dot_product(q * factor, k)
 
 
-def init_additive(key: Key, head_dim: int, hidden: int, **options: object) -> Params:
+def init_additive(key: Key, head_dim: int, hidden: int, **options: Any) -> Params:
     """Params of `additive`: `q_proj`, `k_proj` (hidden, head_dim) and `out_proj` (1, hidden).
 
     Args:
@@ -463,9 +464,10 @@ def _contain_hidden(
     mask: Mask | Tensor | None, q_heads: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Zeros for what no query sees: a NaN there would reach the projections' gradients."""
-    visible = _visible("attention", mask, None, q_heads, k.shape[-2])
-    if visible is None or not masks.may_hide_keys(mask, q_heads.shape[-2], k.shape[-2]):
+    if not masks.may_hide_keys(mask, q_heads.shape[-2], k.shape[-2]):
         return k, v
+    visible = _visible("attention", mask, None, q_heads, k.shape[-2])
+    assert visible is not None
     seen = visible.any(-2)
     seen = (seen.any(-2) if seen.ndim > 1 else seen).unsqueeze(-1)
     contained = torch.where(seen, k, 0.0)

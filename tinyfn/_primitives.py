@@ -9,6 +9,7 @@ All act on the last axis; any axes before it are carried along.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Integer
@@ -137,9 +138,7 @@ def layer_norm(
     # F.layer_norm is silently wrong under jvp(jvp) and at third order (pytorch/pytorch#198017).
     wide = _wide(x)
     centred = wide - wide.mean(-1, keepdim=True)
-    normed = (centred * _inverse_root_mean_square(centred, eps)).to(x.dtype) * weight
-    bias = params.get("bias")
-    return normed if bias is None else normed + bias
+    return _scale_and_shift(params, centred * _inverse_root_mean_square(centred, eps), x.dtype)
 
 
 def init_rms_norm(
@@ -192,9 +191,7 @@ def rms_norm(
     weight = _checks.part("rms_norm", params, "weight")
     _checks.features("rms_norm", "x", x, weight.shape[-1])
     wide = _wide(x)
-    normed = (wide * _inverse_root_mean_square(wide, eps)).to(x.dtype) * weight
-    bias = params.get("bias")
-    return normed if bias is None else normed + bias
+    return _scale_and_shift(params, wide * _inverse_root_mean_square(wide, eps), x.dtype)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -203,6 +200,13 @@ def _wide(x: Tensor) -> Tensor:
 
 def _inverse_root_mean_square(x: Tensor, eps: float) -> Tensor:
     return torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
+
+
+def _scale_and_shift(params: Params, normed: Tensor, dtype: torch.dtype) -> Tensor:
+    normed, bias = normed.to(dtype), params.get("bias")
+    if bias is None:
+        return normed * params["weight"]
+    return torch.addcmul(bias, normed, params["weight"])
 
 
 def init_embedding(
@@ -286,9 +290,7 @@ def scaled_embedding(
     return embedding(params, tokens) * math.sqrt(params["weight"].shape[-1])
 
 
-def init_feed_forward(
-    key: Key, num_features: int, dim_feedforward: int, **options: object
-) -> Params:
+def init_feed_forward(key: Key, num_features: int, dim_feedforward: int, **options: Any) -> Params:
     """Params of `feed_forward`: `up_proj` (hidden, features) and `down_proj` (features, hidden).
 
     Args:
@@ -343,7 +345,7 @@ def feed_forward(
 
 
 def init_gated_feed_forward(
-    key: Key, num_features: int, dim_feedforward: int, **options: object
+    key: Key, num_features: int, dim_feedforward: int, **options: Any
 ) -> Params:
     """Params of `gated_feed_forward`: `gate_proj`, `up_proj` and `down_proj`.
 
