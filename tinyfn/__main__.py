@@ -57,7 +57,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", help="cpu (default), cuda, mps, ...")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=_positive, help="as many steps as these allow (10)")
-    length.add_argument("--steps", type=_count, help="this many steps")
+    length.add_argument("--steps", type=_count, help="this many steps; also of a resumed run")
     plan = parser.add_argument_group("the plan; a resumed run has its own")
     for name, kind, text in (
         ("seed", int, "where randomness starts (0)"),
@@ -89,6 +89,8 @@ def _train(options: argparse.Namespace) -> int:
     torch.set_float32_matmul_precision("medium")  # on a CPU oneDNN's products, no less exact
     found = train.resume(_checkpoint(options), device) if options.resume else None
     plan = found[1] if found else _plan(options)
+    if found and options.steps is not None:
+        plan = train.replanned(*found, options.steps)
     sides = _limited(data.split(data.load()), plan.limit)
     batches = data.Batches(data.pairs(sides["train"]), plan.max_tokens)
     if options.steps is None and not found:
@@ -118,7 +120,7 @@ def _plan(options: argparse.Namespace) -> train.Plan:
 
 def _checkpoint(options: argparse.Namespace) -> Path:
     """The file to resume from; what the user chose beside it would not count."""
-    fixed = [*sorted(_PLAN), "steps", "minutes", *model.SIZES]
+    fixed = [*sorted(_PLAN), "minutes", *model.SIZES]
     given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(options, name) is not None]
     if given:
         raise _checks.fail(

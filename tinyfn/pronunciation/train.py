@@ -64,7 +64,10 @@ class Plan:
 
 @dataclass
 class State:
-    """What changes from step to step, but for the key, from which every step derives its own."""
+    """What changes from step to step, and the key, from which every step derives its own.
+
+    `ends` holds where each plan of the run began and how many steps it had.
+    """
 
     params: Params
     optimizer: torch.optim.Optimizer
@@ -73,6 +76,7 @@ class State:
     losses: list[float] = field(default_factory=list)
     held_out: list[dict[str, int | float]] = field(default_factory=list)
     seconds: float = 0.0
+    ends: list[list[int]] = field(default_factory=list)
 
 
 def start(plan: Plan, device: Device = "cpu") -> State:
@@ -83,7 +87,13 @@ def start(plan: Plan, device: Device = "cpu") -> State:
     optimizer = torch.optim.AdamW(
         tree.leaves(params), betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=True
     )
-    return State(params, optimizer, key)
+    return State(params, optimizer, key, ends=[[0, plan.steps]])
+
+
+def replanned(state: State, plan: Plan, steps: int) -> Plan:
+    """The plan with another end, which the state notes: from here on the rate falls to that."""
+    state.ends.append([state.step, steps])
+    return dataclasses.replace(plan, steps=steps)
 
 
 def rate(step: int, plan: Plan) -> float:
@@ -139,7 +149,8 @@ def run(
 
     A checkpoint is in `out` every minute, and at the end in any case.
     """
-    some = dict(list(held_out.items())[:HELD_OUT_WORDS])
+    apart = max(1, len(held_out) // HELD_OUT_WORDS)  # words near each other are alike
+    some = dict(list(held_out.items())[::apart])
     saved = begun = time.monotonic()
     before, words = state.seconds, 0
     with _bar(state, plan) as bar, _interruption() as interrupted:
@@ -229,6 +240,7 @@ def save(path: str | Path, state: State, plan: Plan) -> None:
         "step": state.step,
         "held_out": state.held_out,
         "seconds": state.seconds,
+        "ends": state.ends,
     }
     checkpoint.save(path, tensors, {"training": json.dumps(rest)})
 
@@ -262,5 +274,7 @@ def resume(path: str | Path, device: Device = "cpu") -> tuple[State, Plan]:
     moments = dict(enumerate(tensors.get("optimizer", [])))
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     state.key, state.step, state.losses = tensors["key"], rest["step"], tensors["losses"].tolist()
-    state.held_out, state.seconds = rest["held_out"], rest["seconds"]
+    state.held_out, state.seconds, state.ends = (
+        rest[name] for name in ("held_out", "seconds", "ends")
+    )
     return state, plan

@@ -1,7 +1,7 @@
 """Trained weights and the record beside them: how they were made, and how good they are."""
 
-import dataclasses
 import json
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def ship(path: str | Path, state: State, plan: Plan, test: Errors, device: torch
     stretch = max(1, len(state.losses) // 200)
     stretches = [state.losses[i : i + stretch] for i in range(0, len(state.losses), stretch)]
     found = {
-        "command": command(plan),
+        "commands": commands(state, plan),
         "seed": plan.seed,
         "steps": state.step,
         "params": tree.size(state.params),
@@ -69,18 +69,13 @@ def ship(path: str | Path, state: State, plan: Plan, test: Errors, device: torch
     checkpoint.write(Path(path).with_suffix(".json"), f"{text}\n".encode())
 
 
-def command(plan: Plan) -> str:
-    """The command line of a plan.
-
-    Example:
-        >>> command(Plan(steps=100, dropout_p=0.1))
-        'python -m tinyfn train --steps 100 --dropout-p 0.1'
-    """
-    usual = dataclasses.asdict(Plan(steps=0))
-    chosen = dataclasses.asdict(plan)
-    usual, chosen = ({**fields, **fields.pop("sizes")} for fields in (usual, chosen))
+def commands(state: State, plan: Plan) -> list[str]:
+    """The command lines of a run: the first, and those that gave it another end later."""
+    usual, chosen = ({**asdict(p), **p.sizes, "sizes": {}} for p in (Plan(steps=0), plan))
+    chosen["steps"] = state.ends[0][1]
     given = [f"--{n.replace('_', '-')} {v}" for n, v in chosen.items() if v != usual[n]]
-    return " ".join(["python -m tinyfn train", *given])
+    later = [f"at step {at}: --resume --steps {steps}" for at, steps in state.ends[1:]]
+    return [" ".join(["python -m tinyfn train", *given]), *later]
 
 
 def _described(device: torch.device) -> str:
