@@ -29,7 +29,7 @@ def _signed(word: int) -> int:
 
 _SPLITMIX = (30, _signed(0xBF58476D1CE4E5B9), 27, _signed(0x94D049BB133111EB), 31)
 _MURMUR = (33, _signed(0xFF51AFD7ED558CCD), 33, _signed(0xC4CEB9FE1A85EC53), 33)
-_GAMMA, _GAMMA_INVERSE = _signed(0x9E3779B97F4A7C15), _signed(pow(0x9E3779B97F4A7C15, -1, 2**64))
+_GAMMA = _signed(0x9E3779B97F4A7C15)
 # What a key is xored with, one for each use: digits of π.
 _WORDS, _SPLIT, _FOLD = 0x243F6A8885A308D3, 0x13198A2E03707344, _signed(0xA4093822299F31D0)
 _BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
@@ -122,7 +122,8 @@ def fold_in(key: Key, data: int | Integer[Tensor, ""]) -> Key:
     """
     _check_key("random.fold_in", key)
     _check_data(data)
-    return _mixed(((key ^ _FOLD) * _GAMMA_INVERSE + data ^ _SPLIT) * _GAMMA, _MURMUR)
+    folded = (_times(key ^ _FOLD, _GAMMA) + data) ^ _SPLIT
+    return _mixed(_times(folded, _GAMMA), _MURMUR)
 
 
 def _check_data(data: int | Tensor) -> None:
@@ -384,21 +385,27 @@ def _words(function: str, key: Key, shape: Shape, device: Device) -> Int64[Tenso
 
 
 def _counted(start: Key, num: int) -> Int64[Tensor, " num"]:
-    """The sums start + γ, start + 2γ, ... modulo 2⁶⁴.
-
-    Compilers must not see arange · γ: its overflow is undefined in the C++ that inductor writes,
-    which lets a loop run past its end. So bit 62 goes in by xor, and out by a difference.
-    """
-    counter = torch.arange(1, num + 1, device=start.device) ^ 2**62
-    return (counter + (start - 2**62) * _GAMMA_INVERSE) * _GAMMA
+    """The sums start + γ, start + 2γ, ... modulo 2⁶⁴."""
+    return start + _times(torch.arange(1, num + 1, device=start.device), _GAMMA)
 
 
 def _mixed(z, mix: tuple[int, int, int, int, int]):
     """Scatters 64 bits, one to one; a Python int comes out right modulo 2⁶⁴."""
     shift, multiplier, middle_shift, last_multiplier, last_shift = mix
-    z = (z ^ _shifted(z, shift)) * multiplier
-    z = (z ^ _shifted(z, middle_shift)) * last_multiplier
+    z = _times(z ^ _shifted(z, shift), multiplier)
+    z = _times(z ^ _shifted(z, middle_shift), last_multiplier)
     return z ^ _shifted(z, last_shift)
+
+
+def _times(z, multiplier: int):
+    """A product modulo 2⁶⁴.
+
+    Inductor writes C++, where a signed product that overflows is undefined: gcc has made of it
+    wrong words, and loops that run past their end. Unsigned ones wrap, but eager torch has few.
+    """
+    if isinstance(z, int) or not torch.compiler.is_compiling():
+        return z * multiplier
+    return (z.view(torch.uint64) * multiplier).view(torch.int64)
 
 
 def _shifted(z, bits: int):
