@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,12 @@ PEER = "nn.Transformer"
 def candidates(batch: int, seq: int) -> dict[str, dict[str, Callable[[], object]]]:
     """For each question, a call for each candidate; all compute the same function."""
     torch.manual_seed(0)
-    sizes = {"nhead": 2, "num_encoder_layers": 3, "num_decoder_layers": 3, "dim_feedforward": 1024}
+    sizes: dict[str, Any] = {
+        "nhead": 2,
+        "num_encoder_layers": 3,
+        "num_decoder_layers": 3,
+        "dim_feedforward": 1024,
+    }
     module = nn.Transformer(512, **sizes, dropout=0.1, batch_first=True)
     params, options = interop.from_torch(module)
     options["tgt_mask"] = masks.causal()

@@ -1,3 +1,4 @@
+import itertools
 from functools import partial
 
 import pytest
@@ -35,8 +36,7 @@ def test_dot_product_attention_agrees_with_the_reference(inputs):
     actual = tinyfn.dot_product_attention(q, k, v, mask, None, bias)
     *lead, heads, q_seq, _ = q.shape
     full = dense_mask(mask, lead, heads, q_seq, k.shape[-2])
-    for index in torch.cartesian_prod(*map(torch.arange, lead)) if lead else [()]:
-        at = tuple(index.tolist()) if len(lead) > 1 else ((int(index),) if lead else ())
+    for at in itertools.product(*map(range, lead)):
         # the oracle has one mask for all heads: ask it head by head
         for head in range(heads):
             group = heads // k.shape[-3]

@@ -39,7 +39,7 @@ def stack(*layers, norm=None):
 
 def with_rms_norm():
     module = layer()
-    module.norm1 = nn.RMSNorm(4)
+    module.add_module("norm1", nn.RMSNorm(4))
     return module
 
 

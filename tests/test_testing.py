@@ -25,6 +25,12 @@ from tinyfn.testing import _purity, _strategies
 F64 = torch.float64
 
 
+# private names, that no user of tinyfn needs: functions broken on purpose peek with them
+_torch: Any = torch
+is_batchedtensor = _torch._C._functorch.is_batchedtensor
+is_functional = _torch._is_functional_tensor
+
+
 def _x(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
 
@@ -116,7 +122,7 @@ def test_vmap_catches_hidden_randomness() -> None:
 
 def test_vmap_catches_a_function_that_knows_it_is_mapped() -> None:
     def f(x: Tensor) -> Tensor:
-        return 2 * x if torch._C._functorch.is_batchedtensor(x) else x
+        return 2 * x if is_batchedtensor(x) else x
 
     assert "max error" in _rows(_failure(testing.check_vmap, f, _x(2, 3)))["vmap"]
 
@@ -468,7 +474,7 @@ def test_transforms_show_a_table_of_what_failed() -> None:
 @pytest.mark.parametrize(
     ("f", "row"),
     [
-        (lambda x: 2 * x if torch._is_functional_tensor(x) else x, "functionalize"),
+        (lambda x: 2 * x if is_functional(x) else x, "functionalize"),
         (lambda x: x.sin() if x.requires_grad else x.detach().sin(), "jvp"),
         (lambda x: x.detach() * x, "vjp"),
     ],

@@ -5,7 +5,7 @@ window is opened and no global state of matplotlib is touched. It needs the pack
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -177,7 +177,7 @@ def loss_curve(
     losses: Numbers,
     steps: Numbers | None = None,
     *,
-    others: dict[str, tuple[Numbers, Numbers]] | None = None,
+    others: Mapping[str, tuple[Numbers, Numbers]] | None = None,
     title: str = "",
 ) -> "Figure":
     """The loss of each step, pale, and its running mean.

@@ -48,15 +48,9 @@ def init(key: Key, sizes: dict[str, int]) -> Params:
         >>> list(init(random.key(0), SIZES))
         ['encoder', 'decoder', 'linear']
     """
-    return init_transformer(
-        key,
-        **sizes,
-        src_vocab_size=data.NUM_LETTER_TOKENS,
-        tgt_vocab_size=data.NUM_PHONEME_TOKENS,
-        final_norm=True,
-        init_norm=init_rms_norm,
-        bias=False,
-    )
+    made: dict[str, Any] = {"final_norm": True, "init_norm": init_rms_norm, "bias": False}
+    made |= {"src_vocab_size": data.NUM_LETTER_TOKENS, "tgt_vocab_size": data.NUM_PHONEME_TOKENS}
+    return init_transformer(key, **sizes, **made)
 
 
 def sizes(params: Params) -> dict[str, int]:

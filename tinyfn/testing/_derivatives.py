@@ -223,7 +223,7 @@ _OPERATORS = {"jvp": _jvp, "grad": _grad}
 
 def _vjp(f: Scalar, direction: Direction) -> Scalar:
     def along(*tensors: Tensor) -> Tensor:
-        y, pull = torch.func.vjp(f, *tensors)
+        y, pull, *_ = torch.func.vjp(f, *tensors)
         return _dot(pull(torch.ones_like(y)), direction)
 
     return along
