@@ -1,7 +1,10 @@
-"""What every test stands on: one thread, hypothesis profiles, and a way past the shape checks."""
+"""What every test stands on: one thread, hypothesis profiles, and ways past the shape checks."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -33,3 +36,22 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def fresh_python() -> Callable[..., str]:
+    """Run Python in a process of its own, where shapes are not checked: what it printed.
+
+    torch.compile needs one: it cannot trace the checks, and a failed trace can spoil its process.
+    """
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests), str(tests.parent)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
@@ -49,7 +50,7 @@ def examples() -> Iterator:
 @pytest.mark.parametrize(("module", "name", "doc", "path", "line"), list(examples()))
 def test_docstring(module, name, doc, path, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = dict(vars(importlib.import_module(module)))
+    names = {"torch": torch, **vars(importlib.import_module(module))}
     report = run_examples(name, doc, names, str(path), line)
     if report:
         pytest.fail(report, pytrace=False)

@@ -1,8 +1,4 @@
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -490,14 +486,8 @@ print("every draw is the same")
 """
 
 
-def test_compiled_draws_equal_eager_ones():
-    root = Path(__file__).parent.parent
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment
-    )
-    assert "every draw is the same" in done.stdout, done.stderr
-    assert done.returncode == 0, done.stderr
+def test_compiled_draws_equal_eager_ones(fresh_python):
+    assert fresh_python("-c", COMPILED) == "every draw is the same\n"
 
 
 # Errors

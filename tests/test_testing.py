@@ -3,11 +3,9 @@
 import functools
 import importlib.util
 import random as python_random
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -510,18 +508,12 @@ except AssertionError as error:
 """
 
 
-def test_transforms_compile_in_a_process_of_their_own() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILED],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[1],
-    )
-    rows = {line.split("  ")[0]: line.split()[-1] for line in done.stdout.splitlines()}
+def test_transforms_compile_in_a_process_of_their_own(fresh_python) -> None:
+    said = fresh_python("-c", COMPILED)
+    rows = {line.split("  ")[0]: line.split()[-1] for line in said.splitlines()}
     assert rows["compile(vmap(grad))"] == "right"
-    assert "caught compile" in done.stdout
-    assert "raises" in done.stdout
+    assert "caught compile" in said
+    assert "raises" in said
 
 
 @given(testing.shapes(st.integers(1, 5), 8))

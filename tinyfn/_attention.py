@@ -464,10 +464,11 @@ def _contain_hidden(
     mask: Mask | Tensor | None, q_heads: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Zeros for what no query sees: a NaN there would reach the projections' gradients."""
-    if not masks.may_hide_keys(mask, q_heads.shape[-2], k.shape[-2]):
+    visible = None
+    if masks.may_hide_keys(mask, q_heads.shape[-2], k.shape[-2]):
+        visible = _visible("attention", mask, None, q_heads, k.shape[-2])
+    if visible is None:
         return k, v
-    visible = _visible("attention", mask, None, q_heads, k.shape[-2])
-    assert visible is not None
     seen = visible.any(-2)
     seen = (seen.any(-2) if seen.ndim > 1 else seen).unsqueeze(-1)
     contained = torch.where(seen, k, 0.0)

@@ -7,7 +7,7 @@ take, and calls `transformer`.
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from tinyfn import _checks, masks, positions
@@ -92,8 +92,8 @@ class TinyTransformer(nn.Module):
 
     def logits(
         self,
-        src: Float[Tensor, "... src_seq src_features"] | Int[Tensor, "... src_seq"],
-        tgt: Float[Tensor, "... tgt_seq tgt_features"] | Int[Tensor, "... tgt_seq"],
+        src: Float[Tensor, "... src_seq src_features"] | Integer[Tensor, "... src_seq"],
+        tgt: Float[Tensor, "... tgt_seq tgt_features"] | Integer[Tensor, "... tgt_seq"],
         src_mask: Mask | Bool[Tensor, "..."] | None = None,
         tgt_mask: Mask | Bool[Tensor, "..."] | None = masks.causal(),
         memory_mask: Mask | Bool[Tensor, "..."] | None = None,
@@ -114,8 +114,8 @@ class TinyTransformer(nn.Module):
 
     def forward(
         self,
-        src: Float[Tensor, "... src_seq src_features"] | Int[Tensor, "... src_seq"],
-        tgt: Float[Tensor, "... tgt_seq tgt_features"] | Int[Tensor, "... tgt_seq"],
+        src: Float[Tensor, "... src_seq src_features"] | Integer[Tensor, "... src_seq"],
+        tgt: Float[Tensor, "... tgt_seq tgt_features"] | Integer[Tensor, "... tgt_seq"],
         src_mask: Mask | Bool[Tensor, "..."] | None = None,
         tgt_mask: Mask | Bool[Tensor, "..."] | None = masks.causal(),
         memory_mask: Mask | Bool[Tensor, "..."] | None = None,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from tinyfn import _checks, masks, positions, random
@@ -147,7 +147,7 @@ def _init_stack(
 
 def encoder(
     params: Params,
-    x: Float[Tensor, "... seq in_features"] | Int[Tensor, "... seq"],
+    x: Float[Tensor, "... seq in_features"] | Integer[Tensor, "... seq"],
     mask: Mask | Bool[Tensor, "..."] | None = None,
     key: Key | None = None,
     *,
@@ -192,7 +192,7 @@ def encoder(
 
 def decoder(
     params: Params,
-    x: Float[Tensor, "... seq in_features"] | Int[Tensor, "... seq"],
+    x: Float[Tensor, "... seq in_features"] | Integer[Tensor, "... seq"],
     memory: Float[Tensor, "... memory_seq memory_features"] | None = None,
     self_mask: Mask | Bool[Tensor, "..."] | None = masks.causal(),
     cross_mask: Mask | Bool[Tensor, "..."] | None = None,
@@ -359,8 +359,8 @@ def init_transformer(
 
 def transformer(
     params: Params,
-    src: Float[Tensor, "... src_seq src_features"] | Int[Tensor, "... src_seq"],
-    tgt: Float[Tensor, "... tgt_seq tgt_features"] | Int[Tensor, "... tgt_seq"],
+    src: Float[Tensor, "... src_seq src_features"] | Integer[Tensor, "... src_seq"],
+    tgt: Float[Tensor, "... tgt_seq tgt_features"] | Integer[Tensor, "... tgt_seq"],
     src_mask: Mask | Bool[Tensor, "..."] | None = None,
     tgt_mask: Mask | Bool[Tensor, "..."] | None = masks.causal(),
     memory_mask: Mask | Bool[Tensor, "..."] | None = None,
@@ -420,7 +420,7 @@ def _logits(params: Params, x: Tensor) -> Tensor:
 
 def encoder_attention_weights(
     params: Params,
-    x: Float[Tensor, "... seq in_features"] | Int[Tensor, "... seq"],
+    x: Float[Tensor, "... seq in_features"] | Integer[Tensor, "... seq"],
     mask: Mask | Bool[Tensor, "..."] | None = None,
     *,
     attend: Attend = dot_product_attention,
@@ -447,7 +447,7 @@ def encoder_attention_weights(
 
 def decoder_attention_weights(
     params: Params,
-    x: Float[Tensor, "... seq in_features"] | Int[Tensor, "... seq"],
+    x: Float[Tensor, "... seq in_features"] | Integer[Tensor, "... seq"],
     memory: Float[Tensor, "... memory_seq memory_features"] | None = None,
     self_mask: Mask | Bool[Tensor, "..."] | None = masks.causal(),
     cross_mask: Mask | Bool[Tensor, "..."] | None = None,
@@ -489,8 +489,8 @@ def decoder_attention_weights(
 
 def transformer_attention_weights(
     params: Params,
-    src: Float[Tensor, "... src_seq src_features"] | Int[Tensor, "... src_seq"],
-    tgt: Float[Tensor, "... tgt_seq tgt_features"] | Int[Tensor, "... tgt_seq"],
+    src: Float[Tensor, "... src_seq src_features"] | Integer[Tensor, "... src_seq"],
+    tgt: Float[Tensor, "... tgt_seq tgt_features"] | Integer[Tensor, "... tgt_seq"],
     src_mask: Mask | Bool[Tensor, "..."] | None = None,
     tgt_mask: Mask | Bool[Tensor, "..."] | None = masks.causal(),
     memory_mask: Mask | Bool[Tensor, "..."] | None = None,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Integer
 from torch import Tensor
 from torch.utils import _pytree
 
@@ -201,7 +201,7 @@ def _not(q: Tensor, kv: Tensor, a: Mask) -> Tensor:
     return ~_apply(a, q, kv)
 
 
-Batched: TypeAlias = int | Int[Tensor, "..."]
+Batched: TypeAlias = int | Integer[Tensor, "..."]
 """A whole number, or one for each example."""
 
 
@@ -307,7 +307,7 @@ def _prefix(q: Tensor, kv: Tensor, n: Batched) -> Tensor:
 
 
 def segments(
-    q_ids: Int[Tensor, "... q_seq"], kv_ids: Int[Tensor, "... kv_seq"] | None = None
+    q_ids: Integer[Tensor, "... q_seq"], kv_ids: Integer[Tensor, "... kv_seq"] | None = None
 ) -> Mask:
     """A query may attend to keys of its own segment: several texts packed into one sequence.
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from tinyfn import _checks, initializers
 from tinyfn.types import Attend, Initializer, Key, Params
 
-Offset = int | Int[Tensor, ""]
+Offset = int | Integer[Tensor, ""]
 
 
 def sinusoidal(

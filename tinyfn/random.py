@@ -29,7 +29,7 @@ def _signed(word: int) -> int:
 
 _SPLITMIX = (30, _signed(0xBF58476D1CE4E5B9), 27, _signed(0x94D049BB133111EB), 31)
 _MURMUR = (33, _signed(0xFF51AFD7ED558CCD), 33, _signed(0xC4CEB9FE1A85EC53), 33)
-_GAMMA = _signed(0x9E3779B97F4A7C15)
+_GAMMA, _GAMMA_INVERSE = _signed(0x9E3779B97F4A7C15), _signed(pow(0x9E3779B97F4A7C15, -1, 2**64))
 # What a key is xored with, one for each use: digits of π.
 _WORDS, _SPLIT, _FOLD = 0x243F6A8885A308D3, 0x13198A2E03707344, _signed(0xA4093822299F31D0)
 _BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
@@ -385,8 +385,9 @@ def _words(function: str, key: Key, shape: Shape, device: Device) -> Int64[Tenso
 
 
 def _counted(start: Key, num: int) -> Int64[Tensor, " num"]:
-    """The sums start + γ, start + 2γ, ... modulo 2⁶⁴."""
-    return start + _times(torch.arange(1, num + 1, device=start.device), _GAMMA)
+    """The sums start + γ, start + 2γ, ... modulo 2⁶⁴, as γ (start / γ + 1), ...: see `_times`."""
+    counter = torch.arange(1, num + 1, device=start.device)
+    return _times(counter + _times(start, _GAMMA_INVERSE), _GAMMA)
 
 
 def _mixed(z, mix: tuple[int, int, int, int, int]):
@@ -401,7 +402,7 @@ def _times(z, multiplier: int):
     """A product modulo 2⁶⁴.
 
     Inductor writes C++, where a signed product that overflows is undefined: gcc has made of it
-    wrong words, and loops that run past their end. Unsigned ones wrap, but eager torch has few.
+    wrong words, and loops that run past their end. An unsigned one wraps.
     """
     if isinstance(z, int) or not torch.compiler.is_compiling():
         return z * multiplier

@@ -4,9 +4,6 @@ Tracing is slow, so some cases stand for all: together they call every part. The
 compiles them all.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ from hypothesis import settings
 
 from cases import CASES
 
-TESTS = Path(__file__).parents[1]
+COMPILE_ONE = str(Path(__file__).parent / "compile_one.py")
 SOME = [
     "rms_norm",
     "dot_product_attention_grouped_with_bias_and_mask",
@@ -32,16 +29,9 @@ INDUCTOR = ["feed_forward_with_dropout"]
     [("aot_eager", NAMES[::2]), ("aot_eager", NAMES[1::2]), ("inductor", INDUCTOR)],
     ids=["aot_eager, one half", "aot_eager, the other half", "inductor"],
 )
-def test_compiles_whole_and_says_the_same(backend, names):
-    result = subprocess.run(
-        [sys.executable, str(TESTS / "transforms" / "compile_one.py"), backend, *names],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = sorted(result.stdout.splitlines())
-    assert said == sorted(f"{name} right 3" for name in names), result.stderr[-2000:]
+def test_compiles_whole_and_says_the_same(fresh_python, backend, names):
+    said = fresh_python(COMPILE_ONE, backend, *names).splitlines()
+    assert sorted(said) == sorted(f"{name} right 3" for name in names)
 
 
 def test_the_cases_that_stand_for_all_are_cases():

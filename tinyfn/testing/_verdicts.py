@@ -40,8 +40,8 @@ def judge(check: Check) -> Verdict:
     return Verdict(transform, "right")
 
 
-# The first jvp in a process loads decompositions, which torch still compiles with its old compiler.
-_TORCH_ITSELF = r"`torch\.jit\.script` is deprecated"
+# The first jvp in a process, and inductor, load parts of torch that use its old compiler still.
+_TORCH_ITSELF = r"`torch\.jit\.script(_method)?` is deprecated"
 
 
 def _first_line(error: object) -> str:
