@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from tinyfn import _checks, initializers, masks, random
 from tinyfn._primitives import dropout, init_linear, linear
@@ -232,9 +233,8 @@ def _masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
         return scores.softmax(-1)
     # A finite fill keeps derivatives finite in rows where nothing is visible; the second fill
     # zeroes those rows and closes every leak, whatever the scores.
-    hidden = ~visible
-    lowest = torch.finfo(scores.dtype).min
-    return scores.masked_fill(hidden, lowest).softmax(-1).masked_fill(hidden, 0.0)
+    weights = torch.where(visible, scores, torch.finfo(scores.dtype).min).softmax(-1)
+    return torch.where(visible, weights, 0.0)
 
 
 def dot_product_attention(
@@ -479,18 +479,18 @@ def _split_heads(params: Params, name: str, x: Tensor) -> Tensor:
     proj = _checks.part("attention", params, name)
     weight = _checks.part("attention", proj, "weight")
     _checks.features("attention", name.removesuffix("_proj"), x, weight.shape[-1], min_ndim=2)
-    flat = {"weight": weight.flatten(0, 1)}
-    if "bias" in proj:
-        flat["bias"] = proj["bias"].flatten()
+    bias = proj["bias"].flatten() if "bias" in proj else None
+    projected = F.linear(x, weight.flatten(0, 1), bias)
     pattern = "... seq (heads head_dim) -> ... heads seq head_dim"
-    return rearrange(linear(flat, x), pattern, heads=weight.shape[0])
+    return rearrange(projected, pattern, heads=weight.shape[0])
 
 
 def _merge_heads(params: Params, x: Tensor) -> Tensor:
     proj = _checks.part("attention", params, "out_proj")
     merged = rearrange(x, "... heads seq head_dim -> ... seq (heads head_dim)")
-    flat = {**proj, "weight": _checks.part("attention", proj, "weight").flatten(1)}
-    return linear(flat, merged)
+    weight = _checks.part("attention", proj, "weight").flatten(1)
+    _checks.features("attention", "what attend gives", merged, weight.shape[-1])
+    return F.linear(merged, weight, proj.get("bias"))
 
 
 def attention_weights(
