@@ -40,10 +40,11 @@ def candidates(batch: int, seq: int) -> dict[str, dict[str, Callable[[], object]
     adapter = tinyfn.TinyTransformer(3, 3, 512, 2, 1024, 0.1)
     src, tgt = torch.randn(batch, seq, 512), torch.randn(batch, seq, 512)
     causal = nn.Transformer.generate_square_subsequent_mask(seq)
+    options_of_peer: dict[str, Any] = {"tgt_mask": causal, "tgt_is_causal": True}
     key = random.key(0)
 
     def peer() -> Tensor:
-        return module(src, tgt, tgt_mask=causal, tgt_is_causal=True)
+        return module(src, tgt, **options_of_peer)
 
     def forward(train: bool, call: Callable[[], Tensor]) -> Callable[[], object]:
         def timed() -> object:
@@ -66,6 +67,12 @@ def candidates(batch: int, seq: int) -> dict[str, dict[str, Callable[[], object]
         return tinyfn.transformer(params, src, tgt, key=key, **options)
 
     by_grad = torch.func.grad(lambda params: pure(params, key).square().mean())
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+
+    def peer_of(weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(module, weights, (src, tgt), options_of_peer)
+
+    peer_by_grad = torch.func.grad(lambda weights: peer_of(weights).square().mean())
     agree = (pure(detached) - module.eval()(src, tgt, tgt_mask=causal)).abs().max()
     assert agree < 1e-4, agree
     return {
@@ -77,6 +84,7 @@ def candidates(batch: int, seq: int) -> dict[str, dict[str, Callable[[], object]
         "gradient step": {
             PEER: step(list(module.parameters()), peer),
             "tinyfn, torch.autograd.grad": step(tree.leaves(params), lambda: pure(params, key)),
+            "nn.Transformer, torch.func.grad": lambda: peer_by_grad(weights),
             "tinyfn, torch.func.grad": lambda: by_grad(detached),
             "TinyTransformer": step(list(adapter.parameters()), lambda: adapter(src, tgt)),
         },

@@ -5,6 +5,7 @@ Every check is a function of source text or of a package, and is shown to fail o
 
 import ast
 import functools
+import inspect
 import re
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import tinyfn
+from cases import CASES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tinyfn"
@@ -360,3 +364,28 @@ def test_a_pragma_says_why():
     silent = ["x = 1  # no" + "qa: E501", "x = 1  # type" + ": ignore[arg]", "x  # no" + "qa"]
     assert silent_pragmas("\n".join(silent)) == silent
     assert silent_pragmas("x = 1  # no" + "qa: E501  the address has no space") == []
+
+
+NO_CASES = {
+    "TinyTransformer",  # has no maths; tests/test_module.py differentiates through it
+    "tree.flatten",  # these four only rename or count leaves
+    "tree.leaves",
+    "tree.size",
+    "tree.unflatten",
+}
+
+
+def test_every_function_that_has_derivatives_is_a_case():
+    public = {name for name, value in vars(tinyfn).items() if callable(value)}
+    for space in (tinyfn.positions, tinyfn.tree):
+        own = (
+            n
+            for n, f in vars(space).items()
+            if inspect.isfunction(f) and f.__module__ == space.__name__
+        )
+        public |= {f"{space.__name__.removeprefix('tinyfn.')}.{name}" for name in own}
+    public = {name for name in public if not name.rpartition(".")[2].startswith(("_", "init_"))}
+    covered = {name for case in CASES for name in case.covers}
+    assert len(covered) > 30
+    assert public - covered == NO_CASES
+    assert covered - public == set()

@@ -186,11 +186,30 @@ def test_a_mask_never_leaks_whatever_the_scores():
     q, k, v = heads_of(2)
     for low in (-torch.inf, torch.finfo(F64).min, -1e300):
         bias = torch.full((3, 4), low, dtype=F64)
-        mask = masks.padding(torch.tensor(2))
         changed = v.clone()
-        changed[:, 2:] += 1e6
-        outputs = [tinyfn.dot_product_attention(q, k, x, mask, None, bias) for x in (v, changed)]
-        assert torch.equal(outputs[0].nan_to_num(), outputs[1].nan_to_num())
+        changed[:, 1:] += 1e6
+        mask = masks.causal()  # later queries see what the first must not, so it is not zeroed
+        first, other = (
+            tinyfn.dot_product_attention(q, k, x, mask, None, bias)[:, 0] for x in (v, changed)
+        )
+        assert first.isfinite().all()
+        assert torch.equal(first, other)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_a_mask_of_few_axes_broadcasts(shape):
+    params = tinyfn.init_attention(random.key(0), 4, 2)
+    x = random.normal(random.key(1), (3, 4))
+    mask = torch.ones(shape, dtype=torch.bool)
+    if shape == (3,):
+        mask[1] = False
+    full = mask.expand(2, 3, 3)
+    assert torch.equal(
+        tinyfn.attention(params, x, x, x, mask), tinyfn.attention(params, x, x, x, full)
+    )
+    assert torch.equal(
+        tinyfn.attention_weights(params, x, x, mask), tinyfn.attention_weights(params, x, x, full)
+    )
 
 
 def test_an_empty_sequence_reads_zeros():
@@ -254,7 +273,9 @@ def test_what_does_not_fit_is_refused(change, kind, message):
             ValueError,
             r"q must have shape \(\.\.\., seq, 4\), as its params",
         ),
-        ({"q": torch.zeros(4)}, ValueError, r"q must have shape \(seq, features\)"),
+        ({"q": torch.zeros(4)}, ValueError, r"q must have shape \(..., seq, features\), got"),
+        ({"q": [1.0]}, TypeError, "q must be a floating tensor, got list. Make a tensor"),
+        ({"k": torch.zeros(3, 4).double()}, TypeError, "k must be a float32 tensor, got a float64"),
         ({"k": torch.zeros(2, 3, 4)}, ValueError, r"k must have shape \(seq, features\)"),
         ({"v": torch.zeros(5, 4)}, ValueError, "v must have as many positions as k, 3, got 5"),
         ({"v": torch.zeros(3, 4).long()}, TypeError, "v must be a floating tensor"),

@@ -31,7 +31,7 @@ TREES = st.dictionaries(NAMES, LEAVES | BRANCHES, min_size=1, max_size=3)
 
 def same(a, b):
     flat, other = tree.flatten(a), tree.flatten(b)
-    return flat.keys() == other.keys() and all(
+    return list(flat) == list(other) and all(
         leaf.dtype == other[name].dtype and torch.equal(leaf, other[name])
         for name, leaf in flat.items()
     )
@@ -44,6 +44,15 @@ def test_load_gives_what_save_was_given(params, metadata, tmp_path_factory):
     loaded, words = checkpoint.load(path)
     assert same(loaded, params)
     assert words == metadata
+
+
+def test_leaves_keep_the_order_that_optimisers_know_them_by(tmp_path):
+    params = {"b": {"d": torch.ones(1), "c": torch.ones(2)}, "a": torch.ones(3)}
+    checkpoint.save(tmp_path / "a", params)
+    loaded, _ = checkpoint.load(tmp_path / "a")
+    assert [leaf.numel() for leaf in tree.leaves(loaded)] == [1, 2, 3]
+    save_file({"b": torch.ones(1), "a": torch.ones(2)}, tmp_path / "foreign")
+    assert set(checkpoint.load(tmp_path / "foreign")[0]) == {"a", "b"}
 
 
 def test_leaves_that_share_memory_or_lie_askew_are_saved(tmp_path):
@@ -114,6 +123,9 @@ def test_another_kind_of_file_is_said(tmp_path):
 def test_what_is_not_a_tensor_is_said(tmp_path, unchecked):
     with pytest.raises(TypeError, match=r"checkpoint\.save: params must hold tensors, got int 3"):
         checkpoint.save(tmp_path / "a", {"layers": [3]})
+    for nothing in ({}, {"layers": []}, torch.ones(1)):
+        with pytest.raises(ValueError, match=r"checkpoint\.save: params must hold tensors, got"):
+            checkpoint.save(tmp_path / "a", nothing)
     with pytest.raises(TypeError, match=r"metadata must hold strings, got int 3 at step"):
         checkpoint.save(tmp_path / "a", PARAMS, {"step": 3})
     with pytest.raises(ValueError, match="have names without dots"):

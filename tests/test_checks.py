@@ -43,30 +43,41 @@ CASES = {
     "integers where numbers are real": (
         lambda: _checks.floating("linear", "x", torch.ones(2, dtype=torch.int64)),
         TypeError,
-        "linear: x must be a floating tensor, got a int64 tensor. Convert it with .to.",
+        "linear: x must be a floating tensor, got a int64 tensor. Convert it with .float().",
     ),
     "no tensor": (
         lambda: _checks.floating("linear", "x", 1.5),
         TypeError,
-        "linear: x must be a floating tensor, got float 1.5. Convert it with .to.",
+        "linear: x must be a floating tensor, got float 1.5. Make a tensor of it.",
+    ),
+    "a product of two dtypes": (
+        lambda: _checks.product_dtype("linear", "x", torch.ones(2).double(), torch.ones(2)),
+        TypeError,
+        "linear: x must be a float32 tensor, got a float64 tensor. Convert it with "
+        ".to(torch.float32), or params with tree.cast.",
+    ),
+    "a mask for tokens": (
+        lambda: _checks.integers("embedding", "tokens", torch.ones(2).bool()),
+        TypeError,
+        "embedding: tokens must be an integer tensor, got a bool tensor. A bool tensor is a mask: "
+        "use masks.dense.",
     ),
     "real numbers for tokens": (
-        lambda: _checks.tokens("embedding", "tokens", torch.ones(2)),
+        lambda: _checks.integers("embedding", "tokens", torch.ones(2)),
         TypeError,
-        "embedding: tokens must be an integer tensor of token ids, got a float32 tensor. Convert "
+        "embedding: tokens must be an integer tensor, got a float32 tensor. Convert "
         "it with .long().",
     ),
     "complex numbers for tokens": (
-        lambda: _checks.tokens("embedding", "tokens", torch.ones(2, dtype=torch.complex64)),
+        lambda: _checks.integers("embedding", "tokens", torch.ones(2, dtype=torch.complex64)),
         TypeError,
-        "embedding: tokens must be an integer tensor of token ids, got a complex64 tensor. Convert "
+        "embedding: tokens must be an integer tensor, got a complex64 tensor. Convert "
         "it with .long().",
     ),
     "a list for tokens": (
-        lambda: _checks.tokens("embedding", "tokens", [1]),
+        lambda: _checks.integers("embedding", "tokens", [1]),
         TypeError,
-        "embedding: tokens must be an integer tensor of token ids, got list. Convert it with "
-        ".long().",
+        "embedding: tokens must be an integer tensor, got list. Convert it with .long().",
     ),
     "certainty": (
         lambda: _checks.probability("dropout", "dropout_p", 1.0),
@@ -144,7 +155,7 @@ def test_what_is_right_passes():
     _checks.features("linear", "x", x, 3, min_ndim=2)
     _checks.floating("linear", "x", x.bfloat16())
     for dtype in (torch.int64, torch.int32, torch.uint8):
-        _checks.tokens("embedding", "tokens", x.to(dtype))
+        _checks.integers("embedding", "tokens", x.to(dtype))
     _checks.probability("dropout", "dropout_p", 0.0)
     _checks.at_least("f", "n", 0, least=0)
     _checks.sizes("f", a=1, b=2)
@@ -154,9 +165,9 @@ def test_what_is_right_passes():
     _checks.broadcasts("f", "x", torch.ones(2, 3), (5, 2, 3), "(a, b, c)")
 
 
-@pytest.mark.parametrize("call", [_checks.floating, _checks.tokens])
+@pytest.mark.parametrize("call", [_checks.floating, _checks.integers])
 def test_checks_look_at_no_values(call):
-    dtype = torch.int64 if call is _checks.tokens else torch.float32
+    dtype = torch.int64 if call is _checks.integers else torch.float32
     call("f", "x", torch.empty(2, 3, dtype=dtype, device="meta"))
     torch.vmap(lambda x: call("f", "x", x) or x)(torch.ones(2, 3, dtype=dtype))
 

@@ -5,6 +5,12 @@ from torch import nn
 from tinyfn import interop, tree
 
 
+class Doubled(nn.MultiheadAttention):
+    def forward(self, *args, **options):
+        out, weights = super().forward(*args, **options)
+        return 2 * out, weights
+
+
 def test_params_are_copies():
     module = nn.TransformerEncoderLayer(4, 2, 3, batch_first=True)
     params, _ = interop.from_torch(module)
@@ -59,6 +65,8 @@ def with_rms_norm():
         (stack(layer(), layer(dropout=0.3)), ValueError, "have one dropout_p, got"),
         (stack(layer(), layer(norm_first=True)), ValueError, "have one norm_first, got"),
         (stack(layer(), layer(activation="gelu")), ValueError, "have one activation, got"),
+        (layer(activation=nn.PReLU()), ValueError, "have an activation without parameters, got PR"),
+        (Doubled(4, 2), ValueError, "have the forward of nn.MultiheadAttention, got Doubled"),
         (stack(layer(), nn.Linear(4, 4)), ValueError, "have layers that are nn.TransformerEncoder"),
         (
             nn.Transformer(4, 2, 1, 1, 3, batch_first=True, custom_encoder=nn.Identity()),

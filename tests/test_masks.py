@@ -365,7 +365,7 @@ BOOL_TENSOR = "be a mask of tinyfn.masks or a bool tensor, True where a query ma
         (
             lambda: masks.segments(FLOATS.long(), FLOATS),
             TypeError,
-            "masks.segments: kv_ids must be an integer tensor of token ids, got a float32 tensor",
+            "masks.segments: kv_ids must be an integer tensor, got a float32 tensor",
         ),
         (
             lambda: masks.dense(FLOATS),

@@ -210,9 +210,30 @@ def test_tokens_and_other_parts():
     torch.testing.assert_close(out.sum(-1), torch.ones(1, 2))
 
 
+def test_a_gate_is_trained():
+    gated = {
+        "feed_forward": tinyfn.gated_feed_forward,
+        "init_feed_forward": tinyfn.init_gated_feed_forward,
+    }
+    t = small(**gated)
+    t.logits(*inputs()).square().sum().backward()
+    grads = [p.grad for name, p in t.named_parameters() if "gate_proj.weight" in name]
+    assert len(grads) == sum(SIZES[f"num_{stack}_layers"] for stack in ("encoder", "decoder"))
+    assert all(grad is not None and grad.abs().max() > 0 for grad in grads)
+    del gated["feed_forward"]
+    with pytest.raises(ValueError, match=r"^feed_forward: params must have no gate, got 'gate_"):
+        small(**gated).logits(*inputs())
+
+
+def test_it_is_made_where_torch_is_told_to():
+    with torch.device("meta"):
+        assert {p.device.type for p in small().parameters()} == {"meta"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"activation": torch.nn.PReLU()}, "TinyTransformer: activation must hold no parameters"),
         ({"dropout": 1.0}, r"TinyTransformer: dropout must be in \[0, 1\), got 1.0"),
         ({"num_heads": 3}, "init_attention: num_heads must divide num_features=4, got 3"),
         ({"num_encoder_layers": -1}, "init_encoder: num_layers must be at least 0, got -1"),

@@ -324,7 +324,7 @@ X = torch.ones(2, 3)
         (
             lambda: positions.concatenate(X[0], torch.ones(3, 4)),
             ValueError,
-            r"positions.concatenate: table must have a row for each position of x, shape \(3,\)",
+            r"positions.concatenate: x must have shape \(..., seq, features\), got shape \(3,\)",
         ),
         *(
             (
@@ -350,6 +350,21 @@ X = torch.ones(2, 3)
             "positions.rotary: head_dim must be even, for its features turn in pairs, got 3.",
         ),
         (
+            lambda: positions.rotate(X[0]),
+            ValueError,
+            r"positions.rotate: x must have shape \(..., seq, features\), got shape",
+        ),
+        (
+            lambda: positions.sinusoidal(2, 2, theta=0),
+            ValueError,
+            "positions.sinusoidal: theta must be above 0, got 0. It is",
+        ),
+        (
+            lambda: positions.learned({"weight": X}, 1, offset=-1),
+            ValueError,
+            "positions.learned: offset must be at least 0, got -1",
+        ),
+        (
             lambda: positions.alibi_slopes(0),
             ValueError,
             "positions.alibi: num_heads must be at least 1, got 0. Pass 1 or more.",
@@ -359,3 +374,13 @@ X = torch.ones(2, 3)
 def test_what_does_not_fit_is_refused(call, kind, sentence, unchecked):
     with pytest.raises(kind, match=f"^{sentence}"):
         call()
+
+
+@pytest.mark.parametrize("wrap", [positions.rotary, positions.alibi])
+def test_a_wrapped_attend_takes_names_too(wrap):
+    q = random.normal(random.key(0), (2, 3, 4))
+    mask, bias = masks.causal(), torch.ones(3, 3).triu()
+    attend = wrap(tinyfn.dot_product_attention)
+    by_name = attend(q, q, v=q, bias=bias, mask=mask, scale=0.3)
+    assert torch.equal(by_name, attend(q, q, q, mask, None, bias, scale=0.3))
+    assert not torch.equal(by_name, attend(q, q, q, mask, scale=0.3))

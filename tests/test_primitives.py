@@ -176,16 +176,18 @@ def test_feed_forwards_are_their_definitions(activation, loop, leading, n, hidde
 def test_feed_forwards_have_the_activations_of_their_papers():
     x = normal(0, 3, 4)
     params = noise(1, tinyfn.init_gated_feed_forward(random.key(0), 4, 6))
-    relu = tinyfn.feed_forward(params, x, activation=torch.relu)
+    plain = {name: params[name] for name in ("up_proj", "down_proj")}
+    relu = tinyfn.feed_forward(plain, x, activation=torch.relu)
     silu = tinyfn.gated_feed_forward(params, x, activation=F.silu)
-    assert torch.equal(tinyfn.feed_forward(params, x), relu)
+    assert torch.equal(tinyfn.feed_forward(plain, x), relu)
     assert torch.equal(tinyfn.gated_feed_forward(params, x), silu)
 
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_feed_forward_drops_hidden_numbers(gated):
     x, key = normal(0, 5, 4), random.key(7)
-    params = noise(1, tinyfn.init_gated_feed_forward(random.key(0), 4, 6))
+    init = tinyfn.init_gated_feed_forward if gated else tinyfn.init_feed_forward
+    params = noise(1, init(random.key(0), 4, 6))
     hidden = torch.relu(tinyfn.linear(params["gate_proj" if gated else "up_proj"], x))
     hidden = hidden * tinyfn.linear(params["up_proj"], x) if gated else hidden
     dropped = tinyfn.dropout(hidden, key, dropout_p=0.5)
@@ -341,7 +343,7 @@ FOUR = r"x must have shape \(..., 4\), as its params have, got shape \(2, 3\). P
         (
             lambda: tinyfn.embedding({"weight": X}, X),
             TypeError,
-            "embedding: tokens must be an integer tensor of token ids, got a float32 tensor.",
+            "embedding: tokens must be an integer tensor, got a float32 tensor.",
         ),
         (
             lambda: tinyfn.embedding({}, X.long()),
@@ -393,6 +395,41 @@ FOUR = r"x must have shape \(..., 4\), as its params have, got shape \(2, 3\). P
             lambda: tinyfn.init_layer_norm(None, 0),
             ValueError,
             f"init_layer_norm: num_features {NO_SIZE}",
+        ),
+        (
+            lambda: tinyfn.linear({"weight": torch.ones(1, 2)}, torch.ones(2).double()),
+            TypeError,
+            "linear: x must be a float32 tensor, got a float64 tensor. Convert it with .to",
+        ),
+        (
+            lambda: tinyfn.linear({"weight": torch.ones(1, 2)}, [1.0, 2.0]),
+            TypeError,
+            "linear: x must be a floating tensor, got list. Make a tensor of it",
+        ),
+        (
+            lambda: tinyfn.layer_norm({"weight": torch.ones(2)}, torch.ones(2).long()),
+            TypeError,
+            "layer_norm: x must be a floating tensor, got a int64 tensor",
+        ),
+        (
+            lambda: tinyfn.dropout(torch.ones(2).long(), random.key(0), dropout_p=0.5),
+            TypeError,
+            "dropout: x must be a floating tensor, got a int64 tensor",
+        ),
+        (
+            lambda: tinyfn.dropout(torch.ones(2), 3, dropout_p=0.5),
+            TypeError,
+            "random.bernoulli: key must be an int64 scalar tensor, got int 3",
+        ),
+        (
+            lambda: tinyfn.dropout(torch.ones(2), None, dropout_p="a"),
+            ValueError,
+            r"dropout: dropout_p must be in \[0, 1\), got a",
+        ),
+        (
+            lambda: tinyfn.embedding({"weight": torch.ones(1, 2)}, torch.ones(2).bool()),
+            TypeError,
+            "embedding: tokens must be an integer tensor, got a bool tensor. A bool tensor is a m",
         ),
         (
             lambda: tinyfn.init_rms_norm(None, 0),

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import tinyfn
 from tinyfn import masks, random, testing, tree
-from tinyfn.testing import _purity, _strategies
+from tinyfn.testing import _calls, _purity, _strategies
 
 F64 = torch.float64
 
@@ -482,15 +482,37 @@ def test_transforms_catch(f: Callable[[Tensor], Tensor], row: str) -> None:
 
 
 def test_transforms_vary_keys_and_permute_integers() -> None:
-    seen: list[Tensor] = []
-
     def f(x: Tensor, key: Tensor, tokens: Tensor) -> Tensor:
         return x[tokens] * random.uniform(key, (2,), dtype=F64)
 
-    testing.check_transforms(f, _x(3), random.key(0), torch.tensor([0, 2]), order=1)
+    x, key, tokens = _x(3), random.key(0), torch.tensor([0, 2])
+    testing.check_transforms(f, x, key, tokens, order=1)
+    xs, keys, ids = _calls.batch((x, key, tokens), 3)
+    assert len({tuple(row) for row in xs.tolist()}) == len(set(keys.tolist())) == 3
+    assert ids.tolist() == [[0, 2], [2, 0], [0, 2]]
     batch = (_x(2, 3), random.split(random.key(0)), torch.tensor([[0, 1], [2, 2]]))
     testing.check_transforms(f, *(b[0] for b in batch), order=1, batch=batch)
-    assert not seen
+
+
+def test_one_position_has_nothing_later() -> None:
+    with pytest.raises(ValueError, match=r"check_causal: x must have 2 positions or more, got 1"):
+        testing.check_causal(lambda x: x, torch.ones(1, 2))
+
+
+def test_what_is_bound_to_a_function_is_watched() -> None:
+    kept: list[int] = []
+
+    def append(kept: list[int], x: Tensor) -> Tensor:
+        kept.append(1)
+        return x
+
+    def by_default(x: Tensor, kept: list[int] = kept) -> Tensor:
+        kept.append(1)
+        return x
+
+    for impure in (functools.partial(append, kept), by_default):
+        with pytest.raises(AssertionError, match="check_pure"):
+            testing.check_pure(impure, torch.ones(2))
 
 
 COMPILED = """

@@ -230,6 +230,22 @@ def test_embeddings_that_cannot_be_tied_are_refused(options, message):
         tinyfn.init_transformer(random.key(0), 4, 2, 3, 1, 1, **options)
 
 
+@pytest.mark.parametrize("size", ["src_vocab_size", "embedding_features", "out_features"])
+def test_a_size_of_zero_is_refused(size):
+    sizes = {"src_vocab_size": 3, "tgt_vocab_size": 3, size: 0}
+    with pytest.raises(ValueError, match=r"must be at least 1, got 0"):
+        tinyfn.init_transformer(random.key(0), 4, 2, 3, 1, 1, **sizes)
+
+
+def test_what_is_no_tensor_or_no_transformer_is_refused(unchecked):
+    params = tinyfn.init_transformer(random.key(0), 4, 2, 3, 1, 1)
+    x = torch.zeros(2, 4)
+    with pytest.raises(TypeError, match=r"^encoder: x must be a tensor of features or of token"):
+        tinyfn.transformer(params, [1, 2], x)
+    with pytest.raises(ValueError, match=r"^transformer_attention_weights: params must have 'enc"):
+        tinyfn.transformer_attention_weights({}, x, x)
+
+
 def test_a_negative_number_of_layers_is_refused():
     with pytest.raises(ValueError, match=r"^init_encoder: num_layers must be at least 0, got -1"):
         tinyfn.init_encoder(random.key(0), 4, 2, 3, -1)

@@ -215,6 +215,11 @@ def test_size_counts_numbers(t):
     assert tree.size(t) == sum(len(leaf.flatten()) for leaf in tree.leaves(t))
 
 
+def test_one_tree_is_no_list_of_trees(unchecked):
+    with pytest.raises(TypeError, match=r"^tree.stack: trees must be a list of trees, got dict"):
+        tree.stack({"w": torch.ones(2)})
+
+
 @given(trees(tensors()), st.sampled_from([torch.float32, torch.float64, torch.bfloat16, None]))
 def test_cast_changes_the_dtype_and_nothing_else(t, dtype):
     cast = tree.cast(t, dtype)

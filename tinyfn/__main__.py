@@ -63,8 +63,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         ("seed", int, "where randomness starts (0)"),
         ("max-tokens", _count, "letters and phonemes in a batch (2048)"),
         ("peak-rate", _positive, "highest learning rate (0.003)"),
-        ("dropout-p", float, "chance of a drop (0)"),
-        ("label-smoothing", float, "share of a target spread over all tokens (0.05)"),
+        ("dropout-p", _share, "chance of a drop (0)"),
+        ("label-smoothing", _share, "share of a target spread over all tokens (0.05)"),
         ("limit", _count, "use only this many words of each side"),
         *((name.replace("_", "-"), _count, f"({size})") for name, size in model.SIZES.items()),
     ):
@@ -75,6 +75,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> float:
     if not 0 < (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 <= (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {text}")
     return value
 
 

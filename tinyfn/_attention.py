@@ -133,7 +133,7 @@ def similarity_attention(
         mask: True where a query may look. A query that may look nowhere reads zeros, and a key
             hidden from every query cannot matter, NaN included.
         key: Randomness for dropout; without it nothing is dropped.
-        bias: Added to the scores.
+        bias: Added to the scores. Let it stay well above torch.finfo.min: to hide, use `mask`.
         dropout_p: Chance that an attention weight is dropped, in [0, 1).
 
     Raises:
@@ -171,6 +171,7 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
                 _checks.shape(x),
                 "Insert axes of size 1 with unsqueeze",
             )
+        _checks.product_dtype(name, argument, x, q)
     fits = (
         q.shape[:-3] == k.shape[:-3]
         and k.shape[:-1] == v.shape[:-1]
@@ -257,7 +258,7 @@ def dot_product_attention(
         mask: True where a query may look. A query that may look nowhere reads zeros, and a key
             hidden from every query cannot matter, NaN included.
         key: Randomness for dropout; without it nothing is dropped.
-        bias: Added to the scores.
+        bias: Added to the scores. Let it stay well above torch.finfo.min: to hide, use `mask`.
         scale: 1 / √head_dim if None.
         dropout_p: Chance that an attention weight is dropped, in [0, 1).
 
@@ -408,7 +409,8 @@ def attention(
         v: What is read; k and v are the same in self- and cross-attention.
         mask: True where a query may look. A query that may look nowhere reads zeros.
         key: Randomness for dropout; without it nothing is dropped.
-        bias: Added to the scores, against (..., heads, q_seq, kv_seq).
+        bias: Added to the scores, against (..., heads, q_seq, kv_seq). Let it stay well above
+            torch.finfo.min: to hide, use `mask`.
         dropout_p: Chance that an attention weight is dropped, in [0, 1).
         attend: What the heads do, such as `dot_product_attention` or `positions.rotary` of it.
 
@@ -439,7 +441,11 @@ def _check_sequences(function: str, **sequences: Tensor) -> None:
     q = next(iter(sequences.values()))
     for argument, x in sequences.items():
         _checks.floating(function, argument, x)
-        if x.ndim < 2 or x.shape[:-2] != q.shape[:-2]:
+        if x.ndim < 2:
+            remedy = "Insert axes of size 1 with unsqueeze"
+            requirement, actual = "have shape (..., seq, features)", _checks.shape(x)
+            raise _checks.fail(ValueError, function, argument, requirement, actual, remedy)
+        if x.shape[:-2] != q.shape[:-2]:
             lead = ", ".join(map(str, q.shape[:-2])) + ", " if q.ndim > 2 else ""
             raise _checks.fail(
                 ValueError,
@@ -478,6 +484,7 @@ def _contain_hidden(
 def _split_heads(params: Params, name: str, x: Tensor) -> Tensor:
     proj = _checks.part("attention", params, name)
     weight = _checks.part("attention", proj, "weight")
+    _checks.product_dtype("attention", name.removesuffix("_proj"), x, weight)
     _checks.features("attention", name.removesuffix("_proj"), x, weight.shape[-1], min_ndim=2)
     bias = proj["bias"].flatten() if "bias" in proj else None
     projected = F.linear(x, weight.flatten(0, 1), bias)

@@ -4,11 +4,11 @@ Checks read shapes, dtypes and Python numbers, never a tensor's values: they hol
 transform and cost no synchronisation. The plain path through each is a comparison or two.
 """
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
+import torch
 from torch import Tensor
 
 from tinyfn.types import Params
@@ -40,7 +40,8 @@ def _fail_part(function: str, params: Params, name: str) -> NoReturn:
 
 
 def features(function: str, argument: str, x: Tensor, size: int, *, min_ndim: int = 1) -> None:
-    """The last axis of `x` is as long as the params say."""
+    """The last axis of `x`, a floating tensor, is as long as the params say."""
+    floating(function, argument, x)
     if x.ndim < min_ndim or x.shape[-1] != size:
         axes = ("seq", "features")[-min_ndim:]
         pattern = ", ".join(("...", *axes[:-1], str(size)))
@@ -57,27 +58,34 @@ def features(function: str, argument: str, x: Tensor, size: int, *, min_ndim: in
 def floating(function: str, argument: str, x: Tensor) -> None:
     """`x` holds real numbers."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise fail(
-            TypeError, function, argument, "be a floating tensor", kind_of(x), "Convert it with .to"
-        )
+        remedy = "Convert it with .float()" if isinstance(x, Tensor) else "Make a tensor of it"
+        raise fail(TypeError, function, argument, "be a floating tensor", kind_of(x), remedy)
 
 
-def tokens(function: str, argument: str, x: Tensor) -> None:
-    """`x` holds integers."""
-    if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
-        raise fail(
-            TypeError,
-            function,
-            argument,
-            "be an integer tensor of token ids",
-            kind_of(x),
-            "Convert it with .long()",
-        )
+def product_dtype(function: str, argument: str, x: Tensor, other: Tensor) -> None:
+    """`x` has the dtype of what it is multiplied by, unless autocast sees to it."""
+    if x.dtype != other.dtype and not torch.is_autocast_enabled(x.device.type):
+        dtype = str(other.dtype).removeprefix("torch.")
+        remedy = f"Convert it with .to(torch.{dtype}), or params with tree.cast"
+        raise fail(TypeError, function, argument, f"be a {dtype} tensor", kind_of(x), remedy)
+
+
+def integers(function: str, argument: str, x: Tensor) -> None:
+    """`x` holds whole numbers."""
+    if (
+        not isinstance(x, Tensor)
+        or x.is_floating_point()
+        or x.is_complex()
+        or x.dtype == torch.bool
+    ):
+        mask = isinstance(x, Tensor) and x.dtype == torch.bool
+        remedy = "A bool tensor is a mask: use masks.dense" if mask else "Convert it with .long()"
+        raise fail(TypeError, function, argument, "be an integer tensor", kind_of(x), remedy)
 
 
 def probability(function: str, argument: str, p: float) -> None:
     """`p` is the chance of a drop, below certainty."""
-    if not 0.0 <= p < 1.0:
+    if not isinstance(p, int | float) or not 0.0 <= p < 1.0:
         raise fail(
             ValueError, function, argument, "be in [0, 1)", p, "It is the chance of being dropped"
         )
@@ -144,8 +152,3 @@ def sizes(function: str, **counts: int) -> None:
     """Every named size is an int of one or more."""
     for name, value in counts.items():
         at_least(function, name, value)
-
-
-def product(shape: Sequence[int]) -> int:
-    """How many elements a shape has."""
-    return math.prod(shape)

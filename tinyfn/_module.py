@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tinyfn import _checks, masks, positions
 from tinyfn._primitives import layer_norm
 from tinyfn._transformer import init_transformer, transformer
-from tinyfn.types import Activation, Norm, Params, Position
+from tinyfn.types import Activation, Attend, Embed, FeedForward, Norm, Params, Position
 
 Mask = masks.Mask
 
@@ -37,11 +37,15 @@ class TinyTransformer(nn.Module):
         norm: Of the layers.
         norm_first: Pre-norm, with final norms, in place of post-norm.
         position: Joins positions to source and target; None leaves them out.
-        attend: What the heads of the self-attentions do, if not `dot_product_attention`.
+        attend: What the heads of the self-attentions do; `transformer`'s own default if None.
+        cross_attend: What the heads of the cross-attentions do; likewise.
+        feed_forward: Such as `gated_feed_forward`, with its `init_feed_forward`; likewise.
+        embed: Makes features of token ids; likewise.
         init: For `init_transformer`: src_vocab_size, tgt_vocab_size, tie_embeddings, ...
 
     Raises:
-        ValueError: A size is below 1, heads do not divide, or `dropout` is not in [0, 1).
+        ValueError: A size is below 1, heads do not divide, `dropout` is not in [0, 1), or a
+            part is a module with parameters.
 
     Example:
         >>> t = TinyTransformer(num_features=8, num_heads=2, dim_feedforward=16)
@@ -66,7 +70,10 @@ class TinyTransformer(nn.Module):
         norm: Norm = layer_norm,
         norm_first: bool = False,
         position: Position | None = positions.add_sinusoidal,
-        attend: Any = None,
+        attend: Attend | None = None,
+        cross_attend: Attend | None = None,
+        feed_forward: FeedForward | None = None,
+        embed: Embed | None = None,
         **init: Any,
     ) -> None:
         """See the class."""
@@ -82,8 +89,19 @@ class TinyTransformer(nn.Module):
             "norm_first": norm_first,
             "position": position,
         }
-        if attend is not None:
-            self.options["attend"] = attend
+        parts = {
+            "attend": attend,
+            "cross_attend": cross_attend,
+            "feed_forward": feed_forward,
+            "embed": embed,
+        }
+        self.options |= {name: part for name, part in parts.items() if part is not None}
+        for name, part in self.options.items():
+            if isinstance(part, nn.Module) and next(part.parameters(), None) is not None:
+                remedy = "Pass a function, or an nn.Module without parameters"
+                kind = f"{type(part).__name__} with parameters"
+                requirement = "hold no parameters, which nothing would train"
+                raise _checks.fail(ValueError, "TinyTransformer", name, requirement, kind, remedy)
 
     @property
     def params(self) -> Params:
@@ -127,7 +145,8 @@ class TinyTransformer(nn.Module):
 def _draw_key(device: torch.device | str | None) -> Tensor:
     """A key from torch's global generator, the only place where it is read."""
     info = torch.iinfo(torch.int64)
-    return torch.randint(info.min, info.max, (), dtype=torch.int64).to(device or "cpu")
+    drawn = torch.randint(info.min, info.max, (), dtype=torch.int64, device="cpu")
+    return drawn.to(device or torch.get_default_device())
 
 
 def _store(module: nn.Module, params: Params) -> None:

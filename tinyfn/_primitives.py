@@ -71,6 +71,7 @@ def linear(
 
     Raises:
         ValueError: The last axis is not as long as the weight's.
+        TypeError: `x` is not a tensor of the weight's dtype.
 
     Example:
         >>> linear({"weight": torch.tensor([[1.0, 2.0]])}, torch.tensor([3.0, 4.0]))
@@ -78,6 +79,7 @@ def linear(
     """
     weight = _checks.part("linear", params, "weight")
     _checks.features("linear", "x", x, weight.shape[-1])
+    _checks.product_dtype("linear", "x", x, weight)
     return F.linear(x, weight, params.get("bias"))
 
 
@@ -250,8 +252,8 @@ def init_embedding(
 def embedding(params: Params, tokens: Integer[Tensor, "..."]) -> Float[Tensor, "... features"]:
     """The row of the weight for each token.
 
-    A token outside the vocabulary cannot be seen from shapes: it raises torch's IndexError on a
-    CPU, and is undefined on a GPU.
+    A token outside the vocabulary cannot be seen from shapes: torch counts negative ones from the
+    end, and others raise its IndexError on a CPU and are undefined on a GPU.
 
     Args:
         params: From `init_embedding`: `weight`.
@@ -267,7 +269,7 @@ def embedding(params: Params, tokens: Integer[Tensor, "..."]) -> Float[Tensor, "
                 [2.]])
     """
     weight = _checks.part("embedding", params, "weight")
-    _checks.tokens("embedding", "tokens", tokens)
+    _checks.integers("embedding", "tokens", tokens)
     # jacfwd and jacrev of F.embedding can disagree; indexing reads uint8 as a mask, hence long.
     return weight[tokens.long()]
 
@@ -332,13 +334,18 @@ def feed_forward(
         dropout_p: Chance that a hidden number is dropped, in [0, 1).
 
     Raises:
-        ValueError: The last axis is not as long as the weight's.
+        ValueError: The last axis is not as long as the weight's, or the params have a gate.
 
     Example:
         >>> params = init_feed_forward(random.key(0), num_features=4, dim_feedforward=8)
         >>> feed_forward(params, torch.ones(3, 4)).shape
         torch.Size([3, 4])
     """
+    if "gate_proj" in params:
+        remedy = "Pass feed_forward=gated_feed_forward"
+        raise _checks.fail(
+            ValueError, "feed_forward", "params", "have no gate", "'gate_proj'", remedy
+        )
     hidden = activation(linear(_checks.part("feed_forward", params, "up_proj"), x))
     hidden = dropout(hidden, key, dropout_p=dropout_p)
     return linear(_checks.part("feed_forward", params, "down_proj"), hidden)
@@ -414,6 +421,7 @@ def dropout(x: Float[Tensor, "..."], key: Key | None, *, dropout_p: float) -> Fl
 
     Raises:
         ValueError: `dropout_p` is not in [0, 1).
+        TypeError: `x` is not floating, or `key` not an int64 tensor.
 
     Example:
         >>> x = torch.ones(1000)
@@ -427,5 +435,8 @@ def dropout(x: Float[Tensor, "..."], key: Key | None, *, dropout_p: float) -> Fl
     _checks.probability("dropout", "dropout_p", dropout_p)
     if key is None or dropout_p == 0.0:
         return x
-    keep = random.bernoulli(key.to(x.device), 1.0 - dropout_p, x.shape)
+    _checks.floating("dropout", "x", x)
+    if isinstance(key, Tensor):
+        key = key.to(x.device)
+    keep = random.bernoulli(key, 1.0 - dropout_p, x.shape)
     return torch.where(keep, x / (1.0 - dropout_p), 0.0)

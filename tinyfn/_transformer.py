@@ -131,7 +131,7 @@ def _init_stack(
     layers_key, embedding_key, position_key, norm_key = random.split(key, 4)
     params: Params = {}
     if vocab_size is not None:
-        width = embedding_features or num_features
+        width = num_features if embedding_features is None else embedding_features
         params["embedding"] = init_embedding(embedding_key, vocab_size, width, **made)
     if init_position is not None:
         params["position"] = init_position(position_key, **made)
@@ -250,6 +250,10 @@ def _enter(
     dropout_p: float,
 ) -> Tensor:
     """Features of token ids, and their positions."""
+    if not isinstance(x, Tensor):
+        remedy = "Make one with torch.tensor"
+        requirement = "be a tensor of features or of token ids"
+        raise _checks.fail(TypeError, function, "x", requirement, _checks.kind_of(x), remedy)
     if not x.is_floating_point():
         x = embed(_checks.part(function, params, "embedding"), x)
     if position is None:
@@ -303,7 +307,9 @@ def init_transformer(
         >>> list(params), params["linear"]["weight"].shape
         (['encoder', 'decoder', 'linear'], torch.Size([10, 8]))
     """
-    width = embedding_features or num_features
+    width = num_features if embedding_features is None else embedding_features
+    if out_features is None:
+        out_features = num_features if tgt_vocab_size is None else tgt_vocab_size
     if share_embeddings and (src_vocab_size is None or src_vocab_size != tgt_vocab_size):
         raise _checks.fail(
             ValueError,
@@ -313,16 +319,6 @@ def init_transformer(
             f"{src_vocab_size} and {tgt_vocab_size}",
             "Give both the one vocabulary, or leave share_embeddings out",
         )
-    if tie_embeddings and (out_features or tgt_vocab_size, width) != (tgt_vocab_size, num_features):
-        raise _checks.fail(
-            ValueError,
-            "init_transformer",
-            "tie_embeddings",
-            "have an output matrix (tgt_vocab_size, num_features)",
-            f"({out_features or tgt_vocab_size}, {num_features}) and embedding "
-            f"({tgt_vocab_size}, {width})",
-            "Leave out_features, embedding_features or tie_embeddings out",
-        )
     if tie_embeddings and tgt_vocab_size is None:
         raise _checks.fail(
             ValueError,
@@ -331,6 +327,15 @@ def init_transformer(
             "have a target embedding",
             "tgt_vocab_size=None",
             "Give tgt_vocab_size, or leave tie_embeddings out",
+        )
+    if tie_embeddings and (out_features, width) != (tgt_vocab_size, num_features):
+        raise _checks.fail(
+            ValueError,
+            "init_transformer",
+            "tie_embeddings",
+            "have an output matrix (tgt_vocab_size, num_features)",
+            f"({out_features}, {num_features}) and embedding ({tgt_vocab_size}, {width})",
+            "Leave out_features, embedding_features or tie_embeddings out",
         )
     encoder_key, decoder_key, embedding_key, linear_key = random.split(key, 4)
     sizes = (num_features, num_heads, dim_feedforward)
@@ -352,8 +357,7 @@ def init_transformer(
         for name in ("bias", "weight_init", "bias_init"):
             if name in layer:
                 made[name] = layer[name]
-        out = out_features or tgt_vocab_size or num_features
-        params["linear"] = init_linear(linear_key, num_features, out, **made)
+        params["linear"] = init_linear(linear_key, num_features, out_features, **made)
     return params
 
 
@@ -520,15 +524,15 @@ def transformer_attention_weights(
         >>> weights["encoder"][0].shape, weights["decoder"][0]["cross_attention"].shape
         (torch.Size([2, 5, 5]), torch.Size([2, 3, 5]))
     """
+    name = "transformer_attention_weights"
+    stacks = [_checks.part(name, params, stack) for stack in ("encoder", "decoder")]
     if "embedding" in params:
         src, tgt = embed(params["embedding"], src), embed(params["embedding"], tgt)
     options = {"position": position, "embed": embed, **layer}
-    memory = encoder(params["encoder"], src, src_mask, **options)
-    seen = encoder_attention_weights(params["encoder"], src, src_mask, **options)
+    memory = encoder(stacks[0], src, src_mask, **options)
+    seen = encoder_attention_weights(stacks[0], src, src_mask, **options)
     options["cross_attend"] = cross_attend
-    decoded = decoder_attention_weights(
-        params["decoder"], tgt, memory, tgt_mask, memory_mask, **options
-    )
+    decoded = decoder_attention_weights(stacks[1], tgt, memory, tgt_mask, memory_mask, **options)
     return {"encoder": seen, "decoder": decoded}
 
 

@@ -3,6 +3,7 @@
 It needs the package `safetensors`.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from tinyfn import _checks, tree
 from tinyfn.types import Params
 
 _REMEDY = "Pass a file that checkpoint.save wrote"
+_ORDER = "tinyfn.order"  # safetensors sorts; optimisers know leaves by their place
 
 
 def save(path: str | Path, params: Params, metadata: Mapping[str, str] | None = None) -> None:
@@ -24,11 +26,12 @@ def save(path: str | Path, params: Params, metadata: Mapping[str, str] | None = 
 
     Args:
         path: Where; what is there is replaced.
-        params: Nested dicts and lists of tensors. Empty dicts and lists are not kept.
+        params: Nested dicts and lists of tensors, one at least, which come back in their order.
+            Empty dicts and lists are not kept.
         metadata: Strings by name.
 
     Raises:
-        ValueError: A name has a dot.
+        ValueError: A name has a dot, or there is no tensor.
         TypeError: A leaf is not a tensor, or the metadata are not strings.
         OSError: The file cannot be written.
 
@@ -42,6 +45,10 @@ def save(path: str | Path, params: Params, metadata: Mapping[str, str] | None = 
     from safetensors.torch import save as to_bytes
 
     flat = tree.flatten(params)
+    if not isinstance(params, dict | list) or not flat:
+        remedy = "Put tensors under names"
+        kind = "no tensor" if not flat else _checks.kind_of(params)
+        raise _checks.fail(ValueError, "checkpoint.save", "params", "hold tensors", kind, remedy)
     for name, leaf in flat.items():
         if not isinstance(leaf, torch.Tensor):
             kind = f"{_checks.kind_of(leaf)} at {name}"
@@ -56,7 +63,7 @@ def save(path: str | Path, params: Params, metadata: Mapping[str, str] | None = 
             )
     # A copy of each leaf by itself: safetensors refuses leaves that share memory.
     alone = {name: leaf.detach().cpu().contiguous().clone() for name, leaf in flat.items()}
-    write(path, to_bytes(alone, metadata=dict(metadata or {})))
+    write(path, to_bytes(alone, metadata={**(metadata or {}), _ORDER: json.dumps(list(flat))}))
 
 
 def write(path: str | Path, content: bytes) -> None:
@@ -119,8 +126,9 @@ def load(
         )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            flat = {name: file.get_tensor(name) for name in file.keys()}
             metadata = file.metadata() or {}
+            names = json.loads(metadata.pop(_ORDER, "[]")) or file.keys()
+            flat = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise _checks.fail(
             ValueError,

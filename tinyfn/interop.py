@@ -58,6 +58,9 @@ def from_torch(module: nn.Module) -> Converted:
     }
     for kind, convert in converters.items():
         if isinstance(module, kind):
+            if type(module).forward is not kind.forward:
+                name = f"{type(module).__name__}, a subclass with its own"
+                raise _refuse(f"have the forward of nn.{kind.__name__}", name)
             params, options = convert(module)
             return tree.map(lambda leaf: leaf.detach().clone(), params), options
     raise _checks.fail(
@@ -138,6 +141,9 @@ def _layer(module: Any, *, decoder: bool) -> Converted:
 def _activation(activation: Any) -> Callable[[Tensor], Tensor]:
     if activation is F.relu or isinstance(activation, nn.ReLU):
         return torch.relu
+    if isinstance(activation, nn.Module) and next(activation.parameters(), None) is not None:
+        kind = f"{type(activation).__name__} with parameters"
+        raise _refuse("have an activation without parameters", kind)
     return activation
 
 

@@ -57,6 +57,8 @@ class Mask:
             tensor([[ True, False, False],
                     [ True,  True, False]])
         """
+        for name, size in (("q_seq", q_seq), ("kv_seq", kv_seq)):
+            _checks.at_least("masks.Mask.dense", name, size, least=0)
         compact = self.compact(q_seq, kv_seq, device)
         return compact.expand(*compact.shape[:-2], q_seq, kv_seq)
 
@@ -326,7 +328,7 @@ def segments(
     """
     kv_ids = q_ids if kv_ids is None else kv_ids
     for name, ids in (("q_ids", q_ids), ("kv_ids", kv_ids)):
-        _checks.tokens("masks.segments", name, ids)
+        _checks.integers("masks.segments", name, ids)
     return _mask(_segments, q_ids=q_ids, kv_ids=kv_ids)
 
 
@@ -390,7 +392,7 @@ def _over_positions(x: Batched) -> Batched:
 
 def _whole(name: str, argument: str, x: Any) -> Batched:
     if isinstance(x, Tensor):
-        _checks.tokens(f"masks.{name}", argument, x)
+        _checks.integers(f"masks.{name}", argument, x)
         return x
     if isinstance(x, bool) or not isinstance(x, int | torch.SymInt):
         raise _checks.fail(
@@ -431,7 +433,7 @@ def over_heads(
         return None
     if not isinstance(mask, Mask):
         _check_bool(function, mask)
-        return mask
+        return mask if mask.ndim > 1 else mask.reshape((1,) * (2 - mask.ndim) + mask.shape)
     compact = mask.compact(q_seq, kv_seq, device)
     return compact.unsqueeze(-3) if compact.ndim > 2 else compact
 

@@ -44,7 +44,7 @@ def sinusoidal(
         device: Of the table.
 
     Raises:
-        ValueError: A size is below 1 (0 for `seq`).
+        ValueError: A size is below 1 (0 for `seq`), or `theta` is not above 0.
 
     Example:
         >>> sinusoidal(2, 2)
@@ -55,9 +55,16 @@ def sinusoidal(
     """
     _checks.at_least("positions.sinusoidal", "seq", seq, least=0)
     _checks.at_least("positions.sinusoidal", "num_features", num_features)
+    _check_theta("positions.sinusoidal", theta)
     angles = _angles(seq, num_features, offset, theta, device)
     table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[:, :num_features]
     return table.to(dtype or torch.get_default_dtype())
+
+
+def _check_theta(function: str, theta: float) -> None:
+    if not theta > 0:
+        remedy = "It is the longest wavelength over 2π"
+        raise _checks.fail(ValueError, function, "theta", "be above 0", theta, remedy)
 
 
 def _angles(
@@ -117,7 +124,7 @@ def learned(params: Params, seq: int, *, offset: Offset = 0) -> Float[Tensor, "s
         offset: The first position.
 
     Raises:
-        ValueError: The sequence is longer than the table.
+        ValueError: The sequence is longer than the table, or `offset` is below 0.
 
     Example:
         >>> learned({"weight": torch.tensor([[1.0], [2.0], [3.0]])}, 2, offset=1)
@@ -128,6 +135,8 @@ def learned(params: Params, seq: int, *, offset: Offset = 0) -> Float[Tensor, "s
     arXiv 1705.03122.
     """
     weight = _checks.part("positions.learned", params, "weight")
+    if not isinstance(offset, Tensor):
+        _checks.at_least("positions.learned", "offset", offset, least=0)
     end = seq if isinstance(offset, Tensor) else seq + offset
     if end > weight.shape[0]:
         raise _checks.fail(
@@ -160,6 +169,7 @@ def add(
         tensor([[1.0000, 2.0000],
                 [1.8415, 1.5403]])
     """
+    _check_features("add", x)
     if x.shape[-2:] != table.shape:
         raise _checks.fail(
             ValueError,
@@ -189,7 +199,8 @@ def concatenate(
         tensor([[1.0000, 0.0000, 1.0000],
                 [1.0000, 0.8415, 0.5403]])
     """
-    if x.ndim < 2 or x.shape[-2] != table.shape[0]:
+    _check_features("concatenate", x)
+    if x.shape[-2] != table.shape[0]:
         raise _checks.fail(
             ValueError,
             "positions.concatenate",
@@ -315,7 +326,7 @@ def rotate(
         theta: The longest wavelength is 2π theta.
 
     Raises:
-        ValueError: head_dim is odd.
+        ValueError: head_dim is odd, or `theta` is not above 0.
 
     Example:
         >>> rotate(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
@@ -324,6 +335,8 @@ def rotate(
 
     Reference: Su et al., "RoFormer", 2021, arXiv 2104.09864.
     """
+    _check_features("rotate", x)
+    _check_theta("positions.rotate", theta)
     head_dim = x.shape[-1]
     if head_dim % 2:
         raise _checks.fail(
@@ -365,8 +378,8 @@ def rotary(
         return turned, rotate(k, offset=kv_offset, theta=theta)
 
     def rotary_attend(*args: Any, **options: Any) -> Tensor:
-        params, (q, k, v, mask, key, bias) = _split_arguments(args)
-        return attend(*params, *turn(q, k), v, mask, key, bias, **options)
+        params, (q, k, v, *rest), options = _split_arguments(args, options)
+        return attend(*params, *turn(q, k), v, *rest, **options)
 
     return rotary_attend
 
@@ -388,7 +401,7 @@ def alibi(attend: Attend, *, offset: Offset = 0) -> Attend:
     """
 
     def alibi_attend(*args: Any, **options: Any) -> Tensor:
-        params, (q, k, v, mask, key, bias) = _split_arguments(args)
+        params, (q, k, v, mask, key, bias), options = _split_arguments(args, options)
         made = {"offset": offset, "dtype": q.dtype, "device": q.device}
         falling = alibi_bias(q.shape[-3], q.shape[-2], k.shape[-2], **made)
         bias = falling if bias is None else bias + falling
@@ -397,11 +410,13 @@ def alibi(attend: Attend, *, offset: Offset = 0) -> Attend:
     return alibi_attend
 
 
-def _split_arguments(args: tuple) -> tuple[tuple, tuple]:
-    """The params of an attend that has any, and (q, k, v, mask, key, bias)."""
-    first = 1 if isinstance(args[0], dict) else 0
-    tensors = args[first:]
-    return args[:first], (*tensors, *(None,) * (6 - len(tensors)))
+def _split_arguments(args: tuple, options: dict) -> tuple[tuple, tuple, dict]:
+    """The params of an attend that has any, (q, k, v, mask, key, bias), and the other options."""
+    first = 1 if args and isinstance(args[0], dict) else 0
+    names = ("q", "k", "v", "mask", "key", "bias")[len(args) - first :]
+    named = tuple(options.get(name) for name in names)
+    others = {name: value for name, value in options.items() if name not in names}
+    return args[:first], (*args[first:], *named), others
 
 
 def alibi_bias(

@@ -96,7 +96,11 @@ def stack(trees: list[Tree]) -> Tree:
         >>> stack([{"w": torch.zeros(3)}, {"w": torch.ones(3)}])["w"].shape
         torch.Size([2, 3])
     """
-    trees = list(trees)
+    if not isinstance(trees, list | tuple):
+        kind = _checks.kind_of(trees)
+        raise _checks.fail(
+            TypeError, "tree.stack", "trees", "be a list of trees", kind, "Pass [params, ...]"
+        )
     if not trees:
         raise _checks.fail(
             ValueError, "tree.stack", "trees", "hold a tree", "none", "Pass [params, ...]"

@@ -92,6 +92,10 @@ def start(plan: Plan, device: Device = "cpu") -> State:
 
 def replanned(state: State, plan: Plan, steps: int) -> Plan:
     """The plan with another end, which the state notes: from here on the rate falls to that."""
+    if steps <= state.step:
+        remedy = "Give more steps than the run has taken"
+        requirement, actual = f"be above {state.step}", steps
+        raise _checks.fail(ValueError, "train.replanned", "steps", requirement, actual, remedy)
     state.ends.append([state.step, steps])
     return dataclasses.replace(plan, steps=steps)
 

@@ -80,11 +80,6 @@ def structure_of(tree: Any) -> Any:
     return spec, [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
-def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The tree with `f` of every tensor."""
-    return _pytree.tree_map(lambda leaf: f(leaf) if isinstance(leaf, Tensor) else leaf, tree)
-
-
 def noise(seed: int) -> Callable[[Tensor], Tensor]:
     """Normal numbers like a tensor, from a generator of their own: the global one stays still."""
     generator = torch.Generator().manual_seed(seed)

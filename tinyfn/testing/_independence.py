@@ -25,7 +25,7 @@ def check_causal(f: Callable[[Any], Any], x: Any, *, dim: int = -2, with_nan: bo
 
     Raises:
         AssertionError: Something later reaches an output.
-        ValueError: The tensors of `x` are not of one length along `dim`.
+        ValueError: The tensors of `x` are not of one length along `dim`, or shorter than 2.
 
     Example:
         >>> x = torch.ones(4, 2)
@@ -37,6 +37,9 @@ def check_causal(f: Callable[[Any], Any], x: Any, *, dim: int = -2, with_nan: bo
     law = "testing.check_causal"
     call = _calls.call(f, (x,))
     size = length(law, call.tensors, dim)
+    if size < 2:
+        remedy = "One position has none after it"
+        raise _checks.fail(ValueError, law, "x", "have 2 positions or more", size, remedy)
     _verdicts.demand("check_causal", _causal_checks(law, call, size, dim, with_nan))
 
 

@@ -237,6 +237,7 @@ def _remembered(f: Callable[..., Any]) -> dict[str, Any]:
             return
         if isinstance(value, functools.partial):
             visit(name, value.func)
+            found[f"{name}'s bound arguments"] = _state([*value.args, *value.keywords.values()], 2)
         elif hasattr(value, "cache_info"):
             found[name] = value.cache_info()
         elif isinstance(value, types.MethodType):
@@ -244,7 +245,7 @@ def _remembered(f: Callable[..., Any]) -> dict[str, Any]:
             found[f"{name}'s object"] = _state(vars(value.__self__), 2)
         elif isinstance(value, types.FunctionType):
             seen.add(id(value))
-            if not (value.__module__ or "").startswith(_NOT_FOLLOWED):
+            if not _is_library(value.__module__ or ""):
                 for inner_name, inner in _references(value):
                     visit(inner_name, inner)
         elif not callable(value) and not isinstance(value, types.ModuleType):
@@ -265,6 +266,10 @@ _NOT_FOLLOWED = (
 )
 
 
+def _is_library(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in _NOT_FOLLOWED)
+
+
 def _references(f: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """What a function's code reaches by name: closure, globals, and members of modules."""
     for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
@@ -276,12 +281,14 @@ def _references(f: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for name in names:
         value = f.__globals__.get(name)
         if isinstance(value, types.ModuleType):
-            if not value.__name__.startswith(_NOT_FOLLOWED):
+            if not _is_library(value.__name__):
                 members = vars(value)
                 yield from ((f"{name}.{n}", members[n]) for n in names if n in members)
         elif value is not None:
             yield name, value
     yield from vars(f).items()
+    defaults = {**dict(enumerate(f.__defaults__ or ())), **(f.__kwdefaults__ or {})}
+    yield from ((f"{f.__name__}'s default {name}", value) for name, value in defaults.items())
 
 
 def _state(value: Any, depth: int) -> Any:

@@ -28,7 +28,8 @@ def check_transforms(
         argnums: The arguments to differentiate by; all that hold floating tensors, by default.
         order: The highest order of derivatives, 1 to 3.
         batch: The arguments with a batch axis in front of every tensor; by default made of `args`
-            by noise, by reordering integers and bools, and by splitting keys.
+            by noise, by reordering integers and bools, and by splitting keys. A scalar length
+            or offset has nothing to reorder and stays the same: give `batch` to vary it.
         compile: A backend of `torch.compile` ("eager", "aot_eager", "inductor") to try, with
             fullgraph. What fails there can spoil later transforms of the process.
 
