@@ -197,6 +197,15 @@ def test_feed_forward_drops_hidden_numbers(gated):
     assert not close(ours, f(params, x, activation=torch.relu, dropout_p=0.5))
 
 
+def test_autocast_sees_to_the_dtypes_of_products():
+    params = tinyfn.init_linear(random.key(0), 3, 2, dtype=torch.float32)
+    x = torch.ones(2, 3, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tinyfn.linear(params, x).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="linear: x must be a float32 tensor, got a bfloat16"):
+        tinyfn.linear(params, x)
+
+
 @given(st.floats(0.0, 0.99), SEEDS)
 def test_dropout_keeps_or_zeroes(p, seed):
     x = normal(seed, 4, 5)

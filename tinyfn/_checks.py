@@ -72,13 +72,8 @@ def product_dtype(function: str, argument: str, x: Tensor, other: Tensor) -> Non
 
 def integers(function: str, argument: str, x: Tensor) -> None:
     """`x` holds whole numbers."""
-    if (
-        not isinstance(x, Tensor)
-        or x.is_floating_point()
-        or x.is_complex()
-        or x.dtype == torch.bool
-    ):
-        mask = isinstance(x, Tensor) and x.dtype == torch.bool
+    mask = isinstance(x, Tensor) and x.dtype == torch.bool
+    if mask or not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
         remedy = "A bool tensor is a mask: use masks.dense" if mask else "Convert it with .long()"
         raise fail(TypeError, function, argument, "be an integer tensor", kind_of(x), remedy)
 
