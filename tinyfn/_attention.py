@@ -162,15 +162,7 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     name = "dot_product_attention"
     for argument, x in (("q", q), ("k", k), ("v", v)):
         _checks.floating(name, argument, x)
-        if x.ndim < 3:
-            raise _checks.fail(
-                ValueError,
-                name,
-                argument,
-                "have shape (..., heads, seq, head_dim)",
-                _checks.shape(x),
-                "Insert axes of size 1 with unsqueeze",
-            )
+        _checks.axes(name, argument, x, "heads", "seq", "head_dim")
         _checks.product_dtype(name, argument, x, q)
     fits = (
         q.shape[:-3] == k.shape[:-3]
@@ -441,10 +433,7 @@ def _check_sequences(function: str, **sequences: Tensor) -> None:
     q = next(iter(sequences.values()))
     for argument, x in sequences.items():
         _checks.floating(function, argument, x)
-        if x.ndim < 2:
-            remedy = "Insert axes of size 1 with unsqueeze"
-            requirement, actual = "have shape (..., seq, features)", _checks.shape(x)
-            raise _checks.fail(ValueError, function, argument, requirement, actual, remedy)
+        _checks.axes(function, argument, x, "seq", "features")
         if x.shape[:-2] != q.shape[:-2]:
             lead = ", ".join(map(str, q.shape[:-2])) + ", " if q.ndim > 2 else ""
             raise _checks.fail(
@@ -484,8 +473,8 @@ def _contain_hidden(
 def _split_heads(params: Params, name: str, x: Tensor) -> Tensor:
     proj = _checks.part("attention", params, name)
     weight = _checks.part("attention", proj, "weight")
-    _checks.product_dtype("attention", name.removesuffix("_proj"), x, weight)
     _checks.features("attention", name.removesuffix("_proj"), x, weight.shape[-1], min_ndim=2)
+    _checks.product_dtype("attention", name.removesuffix("_proj"), x, weight)
     bias = proj["bias"].flatten() if "bias" in proj else None
     projected = F.linear(x, weight.flatten(0, 1), bias)
     pattern = "... seq (heads head_dim) -> ... heads seq head_dim"
@@ -495,9 +484,8 @@ def _split_heads(params: Params, name: str, x: Tensor) -> Tensor:
 def _merge_heads(params: Params, x: Tensor) -> Tensor:
     proj = _checks.part("attention", params, "out_proj")
     merged = rearrange(x, "... heads seq head_dim -> ... seq (heads head_dim)")
-    weight = _checks.part("attention", proj, "weight").flatten(1)
-    _checks.features("attention", "what attend gives", merged, weight.shape[-1])
-    return F.linear(merged, weight, proj.get("bias"))
+    flat = {**proj, "weight": _checks.part("attention", proj, "weight").flatten(1)}
+    return linear(flat, merged)
 
 
 def attention_weights(

@@ -55,6 +55,14 @@ def features(function: str, argument: str, x: Tensor, size: int, *, min_ndim: in
         )
 
 
+def axes(function: str, argument: str, x: Tensor, *names: str) -> None:
+    """`x` has the axes that are named, and any before them."""
+    if x.ndim < len(names):
+        requirement = f"have shape (..., {', '.join(names)})"
+        remedy = "Insert axes of size 1 with unsqueeze"
+        raise fail(ValueError, function, argument, requirement, shape(x), remedy)
+
+
 def floating(function: str, argument: str, x: Tensor) -> None:
     """`x` holds real numbers."""
     if not isinstance(x, Tensor) or not x.is_floating_point():

@@ -436,7 +436,5 @@ def dropout(x: Float[Tensor, "..."], key: Key | None, *, dropout_p: float) -> Fl
     if key is None or dropout_p == 0.0:
         return x
     _checks.floating("dropout", "x", x)
-    if isinstance(key, Tensor):
-        key = key.to(x.device)
-    keep = random.bernoulli(key, 1.0 - dropout_p, x.shape)
+    keep = random.bernoulli(key, 1.0 - dropout_p, x.shape, device=x.device)
     return torch.where(keep, x / (1.0 - dropout_p), 0.0)

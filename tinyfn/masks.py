@@ -359,15 +359,7 @@ def dense(tensor: Bool[Tensor, "... q_seq kv_seq"]) -> Mask:
                 [ True,  True]])
     """
     _check_bool("masks.dense", tensor)
-    if tensor.ndim < 2:
-        raise _checks.fail(
-            ValueError,
-            "masks.dense",
-            "tensor",
-            "have shape (..., q_seq, kv_seq)",
-            _checks.shape(tensor),
-            "Insert axes of size 1 with unsqueeze",
-        )
+    _checks.axes("masks.dense", "tensor", tensor, "q_seq", "kv_seq")
     return _mask(_dense, tensor=tensor)
 
 

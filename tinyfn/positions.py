@@ -301,15 +301,7 @@ def concatenate_learned(
 
 def _check_features(name: str, x: Tensor) -> None:
     _checks.floating(f"positions.{name}", "x", x)
-    if x.ndim < 2:
-        raise _checks.fail(
-            ValueError,
-            f"positions.{name}",
-            "x",
-            "have shape (..., seq, features)",
-            _checks.shape(x),
-            "Insert axes of size 1 with unsqueeze",
-        )
+    _checks.axes(f"positions.{name}", "x", x, "seq", "features")
 
 
 def rotate(

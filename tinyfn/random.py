@@ -166,13 +166,16 @@ def uniform(
     return _top(words, _BITS[dtype]).to(dtype) * 0.5 ** _BITS[dtype]
 
 
-def bernoulli(key: Key, p: float | Float[Tensor, "..."], shape: Shape) -> Bool[Tensor, "..."]:
+def bernoulli(
+    key: Key, p: float | Float[Tensor, "..."], shape: Shape, *, device: Device = None
+) -> Bool[Tensor, "..."]:
     """True with chance p, each element by itself.
 
     Args:
         key: Randomness.
         p: In [0, 1], met to 2⁻³² and at both ends exactly. A tensor broadcasts to `shape`.
         shape: The result's.
+        device: The key's otherwise.
 
     Raises:
         TypeError: `key` is not an int64 tensor, `shape` is not of ints, or `p` not a real number.
@@ -187,7 +190,7 @@ def bernoulli(key: Key, p: float | Float[Tensor, "..."], shape: Shape) -> Bool[T
     _check_chance(p, shape)
     size = math.prod(shape)
     # Half a word decides: dropout draws its masks here, and a whole one costs twice the time.
-    words = _words(name, key, ((size + 1) // 2,), None)
+    words = _words(name, key, ((size + 1) // 2,), device)
     halves = words.view(torch.int32)[:size].reshape(tuple(shape))
     if isinstance(p, Tensor):
         return (halves.to(torch.float64) + 2**31) * 0.5**32 < p
