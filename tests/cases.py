@@ -156,6 +156,14 @@ _case(
     lambda: (*_heads(2, 1), masks.dense(NOTHING), random.key(4)),
     detail="_with_dropout",
 )
+_case("explicit_attention", tinyfn.explicit_attention, lambda: (*_heads(4, 2), NOTHING), (0, 1, 2))
+_case("fused_attention", tinyfn.fused_attention, lambda: (*_heads(4, 2), NOTHING), (0, 1, 2))
+_case(
+    "fused_attention",
+    lambda q, k, v, mask: tinyfn.fused_attention(q, k, v, mask, bias=_x(4, seed=3), scale=0.7),
+    lambda: (*_heads(), masks.causal() & masks.padding(torch.tensor(2))),
+    detail="_causal_with_padding_and_bias",
+)
 _case(
     "similarity_attention attend_weights",
     lambda q, k, v: (

@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tinyfn"
 
 ROWS = [
-    {"types", "_checks", "tree", "random", "initializers", "transforms"},
-    {"_primitives", "masks", "positions"},
-    {"_attention", "_kernels"},
+    {"types", "_checks", "_levels", "tree", "random", "initializers", "transforms"},
+    {"_kernels", "_primitives", "masks", "positions"},
+    {"_attend", "_attention"},
     {"_layers"},
     {"_transformer"},
     {"generation", "_language_model"},

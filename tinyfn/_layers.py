@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tinyfn import _checks, masks, random
-from tinyfn._attention import attention, dot_product_attention, init_attention
+from tinyfn._attend import dot_product_attention
+from tinyfn._attention import attention, init_attention
 from tinyfn._primitives import (
     dropout,
     feed_forward,

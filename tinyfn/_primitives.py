@@ -9,6 +9,7 @@ All act on the last axis; any axes before it are carried along.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinyfn import _checks, initializers, random
+from tinyfn import _checks, _kernels, initializers, random
 from tinyfn.types import Activation, Initializer, Key, Params
 
 
@@ -137,10 +138,17 @@ def layer_norm(
     """
     weight = _checks.part("layer_norm", params, "weight")
     _checks.features("layer_norm", "x", x, weight.shape[-1])
-    # F.layer_norm is silently wrong under jvp(jvp) and at third order (pytorch/pytorch#198017).
+    tensors = (weight, params["bias"]) if "bias" in params else (weight,)
+    if x.shape[-1] == 0 or any(leaf.dtype != x.dtype or leaf.ndim != 1 for leaf in tensors):
+        return _layer_norm(eps, x, *tensors)
+    return _kernels.layer_norm(partial(_layer_norm, eps), x, *tensors, eps=eps)
+
+
+def _layer_norm(eps: float, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     wide = _wide(x)
     centred = wide - wide.mean(-1, keepdim=True)
-    return _scale_and_shift(params, centred * _inverse_root_mean_square(centred, eps), x.dtype)
+    normed = centred * _inverse_root_mean_square(centred, eps)
+    return _scale_and_shift(normed.to(x.dtype), weight, bias)
 
 
 def init_rms_norm(
@@ -193,7 +201,8 @@ def rms_norm(
     weight = _checks.part("rms_norm", params, "weight")
     _checks.features("rms_norm", "x", x, weight.shape[-1])
     wide = _wide(x)
-    return _scale_and_shift(params, wide * _inverse_root_mean_square(wide, eps), x.dtype)
+    normed = wide * _inverse_root_mean_square(wide, eps)
+    return _scale_and_shift(normed.to(x.dtype), weight, params.get("bias"))
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -204,11 +213,8 @@ def _inverse_root_mean_square(x: Tensor, eps: float) -> Tensor:
     return torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
 
 
-def _scale_and_shift(params: Params, normed: Tensor, dtype: torch.dtype) -> Tensor:
-    normed, bias = normed.to(dtype), params.get("bias")
-    if bias is None:
-        return normed * params["weight"]
-    return torch.addcmul(bias, normed, params["weight"])
+def _scale_and_shift(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x * weight if bias is None else torch.addcmul(bias, x, weight)
 
 
 def init_embedding(

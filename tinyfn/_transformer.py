@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from tinyfn import _checks, masks, positions, random
-from tinyfn._attention import attend_weights, dot_product_attention
+from tinyfn._attend import attend_weights, dot_product_attention
 from tinyfn._layers import decoder_layer, encoder_layer, init_decoder_layer, init_encoder_layer
 from tinyfn._primitives import (
     dropout,

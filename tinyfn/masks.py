@@ -442,3 +442,23 @@ def may_hide_keys(mask: Mask | Tensor | None, q_seq: int, kv_seq: int) -> bool:
     if isinstance(mask, Mask) and mask.rule is _causal and "offset" in mask.statics:
         return q_seq + mask.statics["offset"] < kv_seq
     return True
+
+
+def split_causal(mask: Mask | Tensor | None) -> tuple[bool, Mask | Tensor | None]:
+    """A mask as `causal() &` the rest: whether it is causal, and what is left, None if nothing.
+
+    Example:
+        >>> split_causal(causal() & padding(2))
+        (True, padding(lengths=2))
+    """
+    if not isinstance(mask, Mask):
+        return False, mask
+    if mask.rule is _full:
+        return False, None
+    if mask.rule is _causal and mask.statics.get("offset") == 0:
+        return True, None
+    if mask.rule is _and:
+        (a_causal, a), (b_causal, b) = map(split_causal, mask.leaves.values())
+        if a_causal or b_causal:
+            return True, b if a is None else a if b is None else a & b
+    return False, mask

@@ -1,0 +1,259 @@
+"""Fused kernels say what their formulas say, under every transform, and run where they should."""
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from torch.nn import functional as F
+
+import tinyfn
+from tinyfn import _attend, _kernels, _levels, masks, random, testing
+
+F64 = torch.float64
+
+
+def numbers(*shape, seed=0, dtype=F64):
+    return random.normal(random.key(seed), shape, dtype=dtype)
+
+
+def heads(q_seq=3, kv_seq=4, kv_heads=2, lead=()):
+    shapes = [(2, q_seq, 2)] + 2 * [(kv_heads, kv_seq, 2)]
+    return tuple(numbers(*lead, *shape, seed=i) for i, shape in enumerate(shapes))
+
+
+@pytest.fixture
+def small_kernels(monkeypatch):
+    """Kernels run at any size, so that small derivative tests meet them."""
+    monkeypatch.setattr(_kernels, "_LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(_attend, "_LEAST_SCORES", 0)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How often a kernel's forward ran."""
+    count = {"layer_norm": 0, "attention": 0}
+
+    def counted(module, name, kernel):
+        original = getattr(module, name)
+
+        def run(*args, **kwargs):
+            count[kernel] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, run)
+
+    counted(_kernels, "_layer_norm", "layer_norm")
+    counted(_kernels, "_cpu_attention", "attention")
+    counted(_kernels.F, "scaled_dot_product_attention", "attention")
+    return count
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_norm_as_a_kernel_is_closed_under_every_transform(bias, small_kernels):
+    params = tinyfn.init_layer_norm(None, 4, bias=bias, dtype=F64)
+    params = tinyfn.tree.map(lambda leaf: leaf + 0.3 * numbers(4, seed=7), params)
+    testing.check_transforms(lambda p, x: tinyfn.layer_norm(p, x).sin(), params, numbers(2, 3, 4))
+
+
+@pytest.mark.parametrize("mask", [None, masks.causal(), torch.arange(12).reshape(3, 4) % 5 > 3])
+def test_the_public_form_of_fused_attention_is_closed_too(mask, monkeypatch):
+    monkeypatch.setattr(_kernels, "_CPU_PAIR", "absent")
+    attend = partial(tinyfn.fused_attention, mask=mask)
+    testing.check_transforms(lambda q, k, v: attend(q, k, v).sin(), *heads())
+
+
+def test_a_layer_of_kernels_is_closed_under_every_transform(small_kernels):
+    params = tinyfn.init_encoder_layer(random.key(0), 4, 2, 3, dtype=F64)
+    layer = partial(tinyfn.encoder_layer, activation=F.gelu)
+    testing.check_transforms(layer, params, numbers(3, 4), masks.causal())
+
+
+def test_the_tests_above_meet_the_kernels(small_kernels, runs):
+    params = tinyfn.init_encoder_layer(random.key(0), 4, 2, 3, dtype=F64)
+    torch.func.grad(lambda params: tinyfn.encoder_layer(params, numbers(3, 4)).sum())(params)
+    assert runs == {"layer_norm": 2, "attention": 1}
+
+
+@given(testing.attention_inputs())
+def test_fused_attention_says_what_explicit_attention_says(inputs):
+    q, k, v, mask, bias = inputs
+    if v.shape[-1] != q.shape[-1]:
+        v = v[..., :1].expand(*v.shape[:-1], q.shape[-1])
+
+    def value_and_gradients(attend):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        result = attend(*leaves, mask, None, bias)
+        weights = numbers(*result.shape, seed=3)
+        return result, torch.autograd.grad((result * weights).sum(), leaves)
+
+    torch.testing.assert_close(
+        value_and_gradients(tinyfn.fused_attention),
+        value_and_gradients(tinyfn.explicit_attention),
+        rtol=1e-10,
+        atol=1e-12,
+    )
+
+
+MASKS = {
+    "none": None,
+    "causal": masks.causal(),
+    "padding": masks.padding(torch.tensor([3, 0])),
+    "both": masks.causal() & masks.padding(torch.tensor([3, 0])),
+    "both of which hide": masks.causal() & masks.window(0, 1) & ~masks.window(0, 0),
+    "by head": torch.rand(2, 2, 3, 5, generator=torch.Generator().manual_seed(0)) < 0.5,
+    "by query": torch.tensor([[True], [False], [True]]),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("pair", [_kernels._CPU_PAIR, "absent"])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_a_hidden_nan_is_contained_and_blind_queries_read_zeros(name, pair, kv_heads, monkeypatch):
+    monkeypatch.setattr(_kernels, "_CPU_PAIR", pair)
+    mask = MASKS[name]
+    q, k, v = heads(3, 5, kv_heads, lead=(2,))
+    if isinstance(mask, masks.Mask):
+        visible = mask.dense(3, 5).unsqueeze(-3)
+    else:
+        visible = torch.ones(1, dtype=torch.bool) if mask is None else mask
+    visible = visible.expand(2, 2, 3, 5)
+    unseen = ~visible.unflatten(1, (kv_heads, -1)).any(2).any(2).unsqueeze(-1)
+    k, v = (torch.where(unseen, torch.nan, x) for x in (k, v))
+
+    def value_and_gradients(attend):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        result = attend(*leaves, mask)
+        return result, torch.autograd.grad(result.sin().sum(), leaves)
+
+    fused, gradients = value_and_gradients(tinyfn.fused_attention)
+    torch.testing.assert_close(
+        (fused, gradients), value_and_gradients(tinyfn.explicit_attention), rtol=1e-10, atol=1e-12
+    )
+    assert all(x.isfinite().all() for x in (fused, *gradients))
+    assert (fused[~visible.any(-1)] == 0).all()
+
+
+@pytest.mark.parametrize("dims", [(0, None, None, None), (None, 1, 0, None), (None, None, None, 0)])
+@pytest.mark.parametrize("pair", [_kernels._CPU_PAIR, "absent"])
+def test_vmap_of_some_arguments_says_what_a_loop_says(dims, pair, monkeypatch):
+    monkeypatch.setattr(_kernels, "_CPU_PAIR", pair)
+    shapes = [(4, 2, 5, 2)] * 3 + [(1, 1, 5, 5)]
+    args = tuple(
+        numbers(*shape, seed=i) if dim is None else numbers(3, *shape, seed=i).movedim(0, dim)
+        for i, (shape, dim) in enumerate(zip(shapes, dims, strict=True))
+    )
+
+    def gradients(q, k, v, bias):
+        def loss(q, k, v):
+            return tinyfn.fused_attention(q, k, v, masks.causal(), None, bias).sin().sum()
+
+        return torch.func.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mapped = torch.vmap(gradients, dims)(*args)
+    for i in range(3):
+        pairs = zip(args, dims, strict=True)
+        one = [x if dim is None else x.select(dim, i) for x, dim in pairs]
+        expected = gradients(*one)
+        torch.testing.assert_close(tuple(g[i] for g in mapped), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_pullback_can_be_carried_forward_later(small_kernels):
+    # the reverse pass of a kernel may meet a forward mode that was not there in its forward
+    params = tinyfn.init_encoder_layer(random.key(0), 4, 2, 3, dtype=F64)
+    x, g, t = (numbers(3, 4, seed=seed) for seed in range(3))
+    layer = partial(tinyfn.encoder_layer, params, activation=F.gelu)
+    pull = torch.func.vjp(layer, x)[1]
+    carried = torch.func.jvp(pull, (g,), (t,))[1]
+    torch.testing.assert_close(carried, pull(t))  # a pullback is linear
+
+
+def test_where_torch_hides_its_levels_everything_is_written_out(monkeypatch, runs):
+    monkeypatch.setattr(_levels, "_functorch", None)
+    q, k, v = heads()
+    tinyfn.dot_product_attention(q, k, v)
+    tinyfn.layer_norm(tinyfn.init_layer_norm(None, 2, dtype=F64), q)
+    assert runs == {"layer_norm": 0, "attention": 0}
+
+
+LONG = (1, 2, 128, 4)
+ASKED = {
+    "no derivative": (1, lambda f, x: f(x)),
+    "autograd, no grad": (1, lambda f, x: torch.no_grad()(f)(x.requires_grad_())),
+    "autograd": (1, lambda f, x: f(x.requires_grad_())),
+    "grad": (1, lambda f, x: torch.func.grad(lambda x: f(x).sum())(x)),
+    "vmap": (1, lambda f, x: torch.vmap(f)(x.unsqueeze(0))),
+    "jvp": (0, lambda f, x: torch.func.jvp(f, (x,), (x,))),
+    "jacfwd": (0, lambda f, x: torch.func.jacfwd(f)(x[:, :1, :1])),
+    "functionalize": (0, lambda f, x: torch.func.functionalize(f)(x)),
+    "a kind of tensor": (0, lambda f, x: f(x.as_subclass(type("Kind", (torch.Tensor,), {})))),
+    "short, no derivative": (1, lambda f, x: f(x[:, :, :5])),
+    "short": (0, lambda f, x: f(x[:, :, :5].requires_grad_())),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_default_runs_fused_where_that_is_right_and_pays(name, runs):
+    expected, ask = ASKED[name]
+    ask(lambda x: tinyfn.dot_product_attention(x, x, x, masks.causal()), numbers(*LONG))
+    assert (runs["attention"] > 0) == bool(expected)
+
+
+def test_the_default_is_explicit_where_a_kernel_cannot_be_right(runs, unchecked):
+    x = numbers(*LONG)
+    tinyfn.dot_product_attention(x, x, x, None, random.key(0), dropout_p=0.1)
+    tinyfn.dot_product_attention(x, x, x, None, None, numbers(128, 128).requires_grad_())
+    tinyfn.dot_product_attention(x, x, x[..., :3])
+    tinyfn.dot_product_attention(x, x[..., :0, :], x[..., :0, :])
+    tinyfn.dot_product_attention(x, x, x, scale=torch.tensor(0.5, dtype=F64))
+    assert runs["attention"] == 0
+
+
+Q, K, V = heads()
+REFUSED = {
+    "wider values": (
+        {"v": V.repeat(1, 1, 2)},
+        r"fused_attention: v must be as wide as q and k, 2, got 4\. Use dot_product_attention\.",
+    ),
+    "no keys": ({"k": K[:, :0], "v": V[:, :0]}, r"must have no empty axis, got shapes \(2, 3, 2\)"),
+    "dropout": (
+        {"key": random.key(0), "dropout_p": 0.1},
+        r"dropout_p must be 0, since no kernel draws by key, got 0\.1",
+    ),
+    "a bias to learn": (
+        {"bias": torch.zeros(3, 4, dtype=F64, requires_grad=True)},
+        r"bias must require no gradient, got one that does",
+    ),
+    "a scale to learn": (
+        {"scale": torch.tensor(1.0)},
+        r"scale must be a number, got a float32 tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_fused_attention_cannot_do_is_refused(name, unchecked):
+    changed, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        tinyfn.fused_attention(**{"q": Q, "k": K, "v": V, **changed})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fused_in_single_and_half_precision(dtype):
+    q, k, v = (numbers(1, 2, 70, 16, seed=i, dtype=torch.float32).to(dtype) for i in range(3))
+    tolerance = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+    for mask in (None, masks.causal() & masks.padding(50)):
+        fused = tinyfn.fused_attention(q, k, v, mask)
+        expected = tinyfn.explicit_attention(*(x.double() for x in (q, k, v)), mask)
+        assert fused.dtype == dtype
+        torch.testing.assert_close(fused.double(), expected, **tolerance)
+
+
+def test_fused_under_autocast_takes_its_dtype():
+    x = numbers(1, 2, 70, 16, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tinyfn.fused_attention(x, x, x).dtype == torch.bfloat16
+        assert tinyfn.explicit_attention(x, x, x).dtype == torch.bfloat16

@@ -1,0 +1,102 @@
+"""Which derivatives may be asked of what runs now.
+
+A fused kernel has no forward-mode derivative, and some have no second one: whoever calls one asks
+here first. torch keeps its stack of transforms in a private place, which is read in this file and
+nowhere else; where it is missing, the answer is ANY and everything runs explicitly.
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+_functorch: Any = getattr(torch._C, "_functorch", None)
+
+
+class Derivatives(Enum):
+    """What may be asked of an operation."""
+
+    NONE = 0
+    REVERSE = 1
+    ANY = 2
+
+
+def live(*tensors: Tensor) -> Derivatives:
+    """What may be asked of an operation on these tensors.
+
+    ANY too where a tensor is not torch's own kind (a DTensor, a tracer's stand-in), and while
+    compiling, where operations that are written out are what the compiler fuses.
+
+    Example:
+        >>> seen = []
+        >>> _ = torch.func.grad(lambda x: [x.sum(), seen.append(live(x))][0])(torch.ones(2))
+        >>> live(torch.ones(2)).name, seen[0].name
+        ('NONE', 'REVERSE')
+    """
+    if torch.compiler.is_compiling() or forward_mode():
+        return Derivatives.ANY
+    recorded, mapped = False, transformed()
+    for x in tensors:
+        for layer in _layers(x) if mapped else (x,):
+            kind = type(layer)
+            if kind is not Tensor and kind is not nn.Parameter:
+                return Derivatives.ANY
+            recorded = recorded or layer.requires_grad
+    asked = recorded and (mapped or torch.is_grad_enabled())
+    return Derivatives.REVERSE if asked else Derivatives.NONE
+
+
+def forward_mode() -> bool:
+    """Whether tangents may be carried along now, or a transform is live that is not known here.
+
+    Example:
+        >>> seen = []
+        >>> x = torch.ones(2)
+        >>> _ = torch.func.jvp(lambda x: [x, seen.append(forward_mode())][0], (x,), (x,))
+        >>> forward_mode(), seen
+        (False, [True])
+    """
+    if _functorch is None or forward_ad._current_level >= 0:
+        return True
+    levels = _functorch.get_interpreter_stack()
+    if levels is None:
+        return False
+    known = (_functorch.TransformType.Grad, _functorch.TransformType.Vmap)
+    return any(level.key() not in known for level in levels)
+
+
+def transformed() -> bool:
+    """Whether any torch.func transform is live.
+
+    Example:
+        >>> transformed()
+        False
+    """
+    return _functorch is None or _functorch.get_interpreter_stack() is not None
+
+
+def alive(x: Tensor) -> Tensor:
+    """The tensor without the wrappings of transforms that are over.
+
+    A pullback keeps what its transform wrapped. torch's operations unwrap by themselves, but a
+    transform of a pullback that begins with such a tensor does not.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> alive(x) is x
+        True
+    """
+    while _functorch is not None and _functorch.is_dead_tensor_wrapper(x):
+        x = _functorch.unwrap_if_dead(x)
+    return x
+
+
+def _layers(x: Tensor) -> Iterator[Tensor]:
+    """The tensor, and what each transform has wrapped."""
+    yield x
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+        yield x
