@@ -237,7 +237,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_fused_attention_cannot_do_is_refused(name, unchecked):
     changed, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message):
+    kind = TypeError if "scale" in changed else ValueError
+    with pytest.raises(kind, match=message):
         tinyfn.fused_attention(**{"q": Q, "k": K, "v": V, **changed})
 
 
@@ -257,3 +258,100 @@ def test_fused_under_autocast_takes_its_dtype():
     with torch.autocast("cpu", torch.bfloat16):
         assert tinyfn.fused_attention(x, x, x).dtype == torch.bfloat16
         assert tinyfn.explicit_attention(x, x, x).dtype == torch.bfloat16
+
+
+STRIDED = {
+    "every second": lambda x: x[..., ::2],
+    "transposed": lambda x: x.transpose(-1, -2),
+    "one of two": lambda x: x.unflatten(-1, (-1, 2))[..., 0],
+}
+
+
+@pytest.mark.parametrize("name", STRIDED)
+@pytest.mark.parametrize("lead", [(), (2,), (2, 1)])
+@pytest.mark.parametrize("mask", [None, masks.padding(9)])
+def test_however_its_arguments_lie_in_memory(name, lead, mask):
+    x = STRIDED[name](numbers(*lead, 2, 130, 130))
+    assert x.stride(-1) != 1
+
+    def value_and_gradient(attend):
+        leaf = x.detach().requires_grad_()
+        result = attend(leaf, leaf, leaf, mask)
+        return result, torch.autograd.grad(result.sin().sum(), leaf)
+
+    with torch.no_grad():
+        fused = tinyfn.fused_attention(x, x, x, mask)
+    expected, gradient = value_and_gradient(tinyfn.explicit_attention)
+    torch.testing.assert_close(fused, expected.detach())
+    torch.testing.assert_close(value_and_gradient(tinyfn.fused_attention), (expected, gradient))
+
+
+def test_vmap_of_the_last_axis_says_what_a_loop_says():
+    x = numbers(2, 130, 4, 3)
+
+    def f(x):
+        return tinyfn.fused_attention(x, x, x, masks.causal())
+
+    mapped = torch.vmap(f, in_dims=-1)(x)
+    torch.testing.assert_close(mapped, torch.stack([f(x[..., i]) for i in range(3)]))
+
+
+@pytest.mark.parametrize("shift", [-1e9, 1e9, -1e7])
+def test_a_bias_that_is_large_all_along_a_row_changes_nothing(shift):
+    # each row of the weights sums to 1: so <v, gradient by v> is what the loss is, linear in v
+    q, k, v = (numbers(1, 2, 40, 8, seed=i, dtype=torch.float32) for i in range(3))
+    bias = torch.full((40, 40), shift)
+    weights = numbers(1, 2, 40, 8, seed=5, dtype=torch.float32)
+
+    def loss(v):
+        return (tinyfn.fused_attention(q, k, v, masks.causal(), None, bias) * weights).sum()
+
+    gradient, value = torch.func.grad_and_value(loss)(v)
+    torch.testing.assert_close((gradient * v).sum(), value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+@pytest.mark.parametrize("lead", [(), (1,)])
+def test_a_scale_of_any_sign(scale, lead):
+    q, k, v = heads(5, 5, lead=lead)
+    fused = tinyfn.fused_attention(q, k, v, masks.causal(), scale=scale)
+    explicit = tinyfn.explicit_attention(q, k, v, masks.causal(), scale=scale)
+    torch.testing.assert_close(fused, explicit, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 1, 1), (3, 1), (1, 5), (3, 5)])
+@pytest.mark.parametrize("pair", [_kernels._CPU_PAIR, "absent"])
+def test_a_bias_of_any_shape_beside_causal(shape, pair, monkeypatch):
+    monkeypatch.setattr(_kernels, "_CPU_PAIR", pair)
+    q, k, v = heads(3, 5)
+    bias = numbers(*shape, seed=9)
+    fused = tinyfn.fused_attention(q, k, v, masks.causal(), None, bias)
+    explicit = tinyfn.explicit_attention(q, k, v, masks.causal(), None, bias)
+    torch.testing.assert_close(fused, explicit, rtol=1e-10, atol=1e-12)
+
+
+def test_sequences_of_several_blocks():
+    q, k, v = (numbers(1, 1, n, 4, seed=i) for i, n in enumerate((600, 1100, 1100)))
+    for mask in (masks.causal(), masks.padding(700) & ~masks.prefix(520)):
+        fused = tinyfn.fused_attention(q, k, v, mask)
+        torch.testing.assert_close(fused, tinyfn.explicit_attention(q, k, v, mask))
+
+
+def test_meta_tensors_have_shapes():
+    x = torch.zeros(1, 2, 3, 4, device="meta")
+    assert tinyfn.dot_product_attention(x, x, x).shape == x.shape
+
+
+def test_a_bias_of_another_dtype_is_refused_by_every_form(unchecked):
+    q, k, v = heads()
+    for attend in (tinyfn.fused_attention, tinyfn.explicit_attention, tinyfn.dot_product_attention):
+        with pytest.raises(TypeError, match="bias must be a float64 tensor, got a float32 tensor"):
+            attend(q, k, v, None, None, torch.zeros(3, 4))
+
+
+def test_a_layer_norm_with_a_bias_of_another_size(unchecked):
+    params = {"weight": torch.ones(4), "bias": torch.ones(1)}
+    expected = tinyfn.layer_norm({**params, "bias": torch.ones(4)}, torch.arange(4.0))
+    torch.testing.assert_close(tinyfn.layer_norm(params, torch.arange(4.0)), expected)
+    with pytest.raises(ValueError, match=r"layer_norm: its bias must broadcast to \(features,\)"):
+        tinyfn.layer_norm({**params, "bias": torch.ones(3)}, torch.arange(4.0))

@@ -209,6 +209,7 @@ def visible_to(
         _checks.broadcasts(function, "mask", visible, target, axes)
     if bias is not None:
         _checks.floating(function, "bias", bias)
+        _checks.product_dtype(function, "bias", bias, q)
         _checks.broadcasts(function, "bias", bias, target, axes)
     return visible
 
@@ -356,10 +357,10 @@ def fused_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> Float[Tensor, "... heads q_seq head_dim"]:
-    """`dot_product_attention`, always by torch's fused kernel, which keeps no weights.
+    """`dot_product_attention` by torch's fused kernel, which keeps no weights, at any length.
 
-    It too is closed under every transform: in forward mode, and in compiled code, which fuses by
-    itself, it runs written out.
+    It too is closed under every transform: in forward mode, in compiled code, which fuses by
+    itself, and for the derivative of its derivative it runs written out.
 
     Args:
         q: What looks.
@@ -372,9 +373,10 @@ def fused_attention(
         dropout_p: 0, unless there is no key.
 
     Raises:
-        ValueError: Weights are to be dropped, `bias` or `scale` requires a gradient, v is not as
-            wide as k, or an axis is empty; else as `dot_product_attention`.
-        TypeError: As `dot_product_attention`.
+        ValueError: Weights are to be dropped, `bias` requires a gradient, v is not as wide as k,
+            or an axis is empty; else as `dot_product_attention`.
+        TypeError: `scale` is a tensor, or q, k and v differ in dtype; else as
+            `dot_product_attention`.
 
     Example:
         >>> q = torch.ones(2, 5, 4)
@@ -386,26 +388,28 @@ def fused_attention(
     _checks.probability(name, "dropout_p", dropout_p)
     unfit = _unfit(q, k, v, bias, scale)
     if key is not None and dropout_p != 0.0:
-        unfit = ("dropout_p", "be 0, since no kernel draws by key", dropout_p)
+        unfit = ValueError, "dropout_p", "be 0, since no kernel draws by key", dropout_p
     if unfit is not None:
-        raise _checks.fail(ValueError, name, *unfit, "Use dot_product_attention")
+        kind, argument, requirement, actual = unfit
+        raise _checks.fail(kind, name, argument, requirement, actual, "Use dot_product_attention")
     return _fused(name, q, k, v, mask, bias, scale)
 
 
 def _unfit(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
-) -> tuple[str, str, object] | None:
-    """What a kernel cannot take: the argument, what it must be, what it is."""
+) -> tuple[type[Exception], str, str, object] | None:
+    """What a kernel cannot take: the kind of error, the argument, what it must be, what it is."""
     if v.shape[-1] != q.shape[-1]:
-        return "v", f"be as wide as q and k, {q.shape[-1]}", v.shape[-1]
+        return ValueError, "v", f"be as wide as q and k, {q.shape[-1]}", v.shape[-1]
     if 0 in q.shape or 0 in k.shape:
-        return "q, k and v", "have no empty axis", f"shapes {tuple(q.shape)} and {tuple(k.shape)}"
+        shapes = f"shapes {tuple(q.shape)} and {tuple(k.shape)}"
+        return ValueError, "q, k and v", "have no empty axis", shapes
     if not q.dtype == k.dtype == v.dtype:
-        return "q, k and v", "have one dtype", f"{q.dtype}, {k.dtype} and {v.dtype}"
+        return TypeError, "q, k and v", "have one dtype", f"{q.dtype}, {k.dtype} and {v.dtype}"
     if bias is not None and _levels.live(bias) is _levels.Derivatives.REVERSE:
-        return "bias", "require no gradient", "one that does"
+        return ValueError, "bias", "require no gradient", "one that does"
     if isinstance(scale, Tensor):
-        return "scale", "be a number", _checks.kind_of(scale)
+        return TypeError, "scale", "be a number", _checks.kind_of(scale)
     return None
 
 
@@ -420,34 +424,45 @@ def _fused(
 ) -> Tensor:
     causal, rest = masks.split_causal(mask)
     visible = visible_to(name, rest, bias, q, k.shape[-2])
-    if causal and visible is not None and (visible.shape[-2] > 1 or not _kernels.has_cpu_pair(q)):
+    if causal and (bias is not None or (visible is not None and not _by_key_alone(visible, q))):
         # Only one kernel takes a mask beside causal, and a key may be hidden by both together.
         causal, rest, visible = False, mask, visible_to(name, mask, None, q, k.shape[-2])
     if visible is not None and masks.may_hide_keys(rest, q.shape[-2], k.shape[-2]):
         k, v = _without_hidden(visible, q, k, v)
     if causal and k.shape[-2] > q.shape[-2]:
-        last = q.shape[-2]
-        k, v = k[..., :last, :], v[..., :last, :]
-        visible, bias = (x if x is None else x[..., :last] for x in (visible, bias))
+        k, v = k[..., : q.shape[-2], :], v[..., : q.shape[-2], :]
+        visible = visible if visible is None else visible[..., : q.shape[-2]]
     group = q.shape[-3] // k.shape[-3]
     if group > 1:
         pattern = "... kv_heads kv_seq head_dim -> ... (kv_heads group) kv_seq head_dim"
         k, v = (repeat(x, pattern, group=group) for x in (k, v))
     device = q.device.type
-    if torch.is_autocast_enabled(device) and q.dtype != torch.float64:
-        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = q.dtype if q.dtype == torch.float64 else torch.get_autocast_dtype(device)
+        q, k, v = (x.to(dtype) for x in (q, k, v))
     added = () if visible is None and bias is None else (_added(visible, bias, q, k.shape[-2]),)
-    factor: float = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if factor <= 0.0:
+        q, factor = q * factor, 1.0  # torch's kernel hides the future by -inf before it scales
     formula = partial(_formula, causal, factor)
     return _kernels.attention(formula, q, k, v, *added, causal=causal, scale=factor)
 
 
+def _by_key_alone(visible: Tensor, q: Tensor) -> bool:
+    return visible.shape[-2] == 1 and _kernels.has_cpu_pair(q)
+
+
 def _added(visible: Tensor | None, bias: Tensor | None, q: Tensor, kv_seq: int) -> Tensor:
     """What a kernel adds to the scores, with an axis for each of theirs and -inf for hidden."""
-    added = torch.zeros((), dtype=q.dtype, device=q.device) if bias is None else bias.to(q.dtype)
+    added = torch.zeros((), dtype=q.dtype, device=q.device) if bias is None else bias
     if visible is not None:
         added = torch.where(visible, added, -torch.inf)
     added = added.reshape((1,) * (q.ndim - added.ndim) + added.shape)
+    if bias is not None:
+        # A kernel's derivative rounds the logarithm of the sum beside the largest score: so 0.
+        largest = added.amax(-1, keepdim=True)
+        added = added - torch.where(largest == -torch.inf, 0.0, largest)
+    added = added.to(q.dtype)
     return added if added.shape[-1] == kv_seq else added.expand(*added.shape[:-1], kv_seq)
 
 

@@ -155,9 +155,8 @@ def layer_norm(
     return _run(Kernel(forward, _layer_norm_backward, formula, count, _lift_by_vmap), x, *params)
 
 
-_LEAST_ELEMENTS = (
-    2**18
-)  # Under torch.func the pair's calls cost more than they save on fewer elements.
+# With fewer elements the pair's calls under torch.func cost more than they save.
+_LEAST_ELEMENTS = 2**18
 
 
 def _layer_norm(eps: float, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensors:
@@ -260,7 +259,11 @@ def _sdpa_backward(causal: bool, scale: float, *inputs: Tensor) -> Tensors:
 def _fold(
     each: Sequence[Tensor], bias: Sequence[Tensor]
 ) -> tuple[tuple[int, ...], Sequence[Tensor], Tensor | None]:
-    """All leading axes as one, as the kernels want them; of a bias that only repeats, one."""
+    """All leading axes as one, as the kernels want them; of a bias that only repeats, one.
+
+    torch's private pair takes it on trust that the last axis has stride 1.
+    """
+    each, bias = ([x if x.stride(-1) == 1 else x.contiguous() for x in xs] for xs in (each, bias))
     lead = each[0].shape[:-3]
     if len(lead) == 1:
         return lead, each, bias[0] if bias else None

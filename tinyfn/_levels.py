@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+_NAMES = (
+    "TransformType",
+    "get_interpreter_stack",
+    "get_unwrapped",
+    "is_dead_tensor_wrapper",
+    "is_functorch_wrapped_tensor",
+    "unwrap_if_dead",
+)
 _functorch: Any = getattr(torch._C, "_functorch", None)
+if not all(hasattr(_functorch, name) for name in _NAMES):
+    _functorch = None
 
 
 class Derivatives(Enum):

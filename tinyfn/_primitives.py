@@ -139,7 +139,10 @@ def layer_norm(
     weight = _checks.part("layer_norm", params, "weight")
     _checks.features("layer_norm", "x", x, weight.shape[-1])
     tensors = (weight, params["bias"]) if "bias" in params else (weight,)
-    if x.shape[-1] == 0 or any(leaf.dtype != x.dtype or leaf.ndim != 1 for leaf in tensors):
+    kinds = {(leaf.dtype, leaf.shape) for leaf in tensors}
+    if x.shape[-1] == 0 or kinds != {(x.dtype, x.shape[-1:])}:
+        for leaf in tensors:
+            _checks.broadcasts("layer_norm", "its bias", leaf, x.shape[-1:], "(features,)")
         return _layer_norm(eps, x, *tensors)
     return _kernels.layer_norm(partial(_layer_norm, eps), x, *tensors, eps=eps)
 
