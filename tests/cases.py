@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import tinyfn
-from tinyfn import masks, positions, random, tree
+from tinyfn import masks, positions, random, transforms, tree
 
 F64 = {"dtype": torch.float64}
 
@@ -332,4 +332,21 @@ _case(
         lambda x: x.sin(), tree.cast(tree.unstack(tree.stack([a, b]))[1], torch.float64)
     ),
     lambda: ({"w": _x(2)}, {"w": _x(2, seed=1)}),
+)
+_case(
+    "transforms.remat",
+    transforms.remat(partial(tinyfn.encoder_layer, dropout_p=0.3, **GELU)),
+    lambda: (
+        _init(tinyfn.init_encoder_layer, 4, 2, 3),
+        _x(2, 4),
+        masks.padding(torch.tensor(1)),
+        random.key(6),
+    ),
+)
+_case(
+    "transforms.value_and_grad",
+    lambda params, x: transforms.value_and_grad(
+        lambda params, x: (tinyfn.layer_norm(params, x) * x.sin()).sum(), (0, 1)
+    )(params, x),
+    lambda: (_init(tinyfn.init_layer_norm, 3), _x(2, 3)),
 )

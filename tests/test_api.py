@@ -377,7 +377,7 @@ NO_CASES = {
 
 def test_every_function_that_has_derivatives_is_a_case():
     public = {name for name, value in vars(tinyfn).items() if callable(value)}
-    for space in (tinyfn.positions, tinyfn.tree):
+    for space in (tinyfn.positions, tinyfn.transforms, tinyfn.tree):
         own = (
             n
             for n, f in vars(space).items()

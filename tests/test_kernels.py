@@ -218,7 +218,6 @@ REFUSED = {
         {"v": V.repeat(1, 1, 2)},
         r"fused_attention: v must be as wide as q and k, 2, got 4\. Use dot_product_attention\.",
     ),
-    "no keys": ({"k": K[:, :0], "v": V[:, :0]}, r"must have no empty axis, got shapes \(2, 3, 2\)"),
     "dropout": (
         {"key": random.key(0), "dropout_p": 0.1},
         r"dropout_p must be 0, since no kernel draws by key, got 0\.1",

@@ -1,8 +1,9 @@
 """A transformer as pure functions over dicts of tensors, closed under every torch.func transform.
 
 Functions stand at the top (`tinyfn.attention`), and what they are combined with in namespaces:
-`random`, `tree`, `initializers`, `masks`, `positions`, `interop`, `types`. Edges that need an
-optional package are imported by name: `tinyfn.testing`, `tinyfn.plotting`, `tinyfn.checkpoint`.
+`random`, `tree`, `initializers`, `masks`, `positions`, `transforms`, `interop`, `types`. Edges that
+need an optional package are imported by name: `tinyfn.testing`, `tinyfn.plotting`,
+`tinyfn.checkpoint`.
 """
 
 from tinyfn import initializers as initializers
@@ -10,6 +11,7 @@ from tinyfn import interop as interop
 from tinyfn import masks as masks
 from tinyfn import positions as positions
 from tinyfn import random as random
+from tinyfn import transforms as transforms
 from tinyfn import tree as tree
 from tinyfn import types as types
 from tinyfn._attend import additive as additive

@@ -373,8 +373,8 @@ def fused_attention(
         dropout_p: 0, unless there is no key.
 
     Raises:
-        ValueError: Weights are to be dropped, `bias` requires a gradient, v is not as wide as k,
-            or an axis is empty; else as `dot_product_attention`.
+        ValueError: Weights are to be dropped, `bias` requires a gradient, or v is not as wide as
+            k; else as `dot_product_attention`.
         TypeError: `scale` is a tensor, or q, k and v differ in dtype; else as
             `dot_product_attention`.
 
@@ -401,9 +401,6 @@ def _unfit(
     """What a kernel cannot take: the kind of error, the argument, what it must be, what it is."""
     if v.shape[-1] != q.shape[-1]:
         return ValueError, "v", f"be as wide as q and k, {q.shape[-1]}", v.shape[-1]
-    if 0 in q.shape or 0 in k.shape:
-        shapes = f"shapes {tuple(q.shape)} and {tuple(k.shape)}"
-        return ValueError, "q, k and v", "have no empty axis", shapes
     if not q.dtype == k.dtype == v.dtype:
         return TypeError, "q, k and v", "have one dtype", f"{q.dtype}, {k.dtype} and {v.dtype}"
     if bias is not None and _levels.live(bias) is _levels.Derivatives.REVERSE:
@@ -422,6 +419,9 @@ def _fused(
     bias: Tensor | None,
     scale: float | None,
 ) -> Tensor:
+    if 0 in q.shape or 0 in k.shape:  # a kernel refuses to do nothing
+        similarity = partial(scaled_dot_product, scale=scale)
+        return _explicit(name, similarity, q, k, v, mask, None, bias, 0.0)
     causal, rest = masks.split_causal(mask)
     visible = visible_to(name, rest, bias, q, k.shape[-2])
     if causal and (bias is not None or (visible is not None and not _by_key_alone(visible, q))):

@@ -15,7 +15,7 @@ from typing import Any
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from tinyfn import _checks, masks, positions, random
+from tinyfn import _checks, masks, positions, random, transforms
 from tinyfn._attend import attend_weights, dot_product_attention
 from tinyfn._layers import decoder_layer, encoder_layer, init_decoder_layer, init_encoder_layer
 from tinyfn._primitives import (
@@ -155,6 +155,7 @@ def encoder(
     embed: Embed = scaled_embedding,
     norm: Norm = layer_norm,
     dropout_p: float = 0.0,
+    remat: bool = False,
     **layer: Any,
 ) -> Float[Tensor, "... seq features"]:
     """A stack of encoder layers.
@@ -169,6 +170,7 @@ def encoder(
         embed: Makes features of token ids.
         norm: Of the layers, and of `final_norm` if the params have one.
         dropout_p: Chance of a drop.
+        remat: Whether each layer is `transforms.remat` of itself: less memory, more time.
         layer: For `encoder_layer`: activation, norm_first, attend, feed_forward.
 
     Raises:
@@ -185,8 +187,10 @@ def encoder(
     layers = _checks.part("encoder", params, "layers")
     position_key, *keys = random.split_or_none(key, len(layers) + 1)
     x = _enter("encoder", params, x, position_key, position, embed, dropout_p)
+    run = partial(encoder_layer, norm=norm, dropout_p=dropout_p, **layer)
+    run = transforms.remat(run) if remat else run
     for layer_params, layer_key in zip(layers, keys, strict=True):
-        x = encoder_layer(layer_params, x, mask, layer_key, norm=norm, dropout_p=dropout_p, **layer)
+        x = run(layer_params, x, mask, layer_key)
     return norm(params["final_norm"], x) if "final_norm" in params else x
 
 
@@ -202,6 +206,7 @@ def decoder(
     embed: Embed = scaled_embedding,
     norm: Norm = layer_norm,
     dropout_p: float = 0.0,
+    remat: bool = False,
     **layer: Any,
 ) -> Float[Tensor, "... seq features"]:
     """A stack of decoder layers.
@@ -217,6 +222,7 @@ def decoder(
         embed: Makes features of token ids.
         norm: Of the layers, and of `final_norm` if the params have one.
         dropout_p: Chance of a drop.
+        remat: Whether each layer is `transforms.remat` of itself: less memory, more time.
         layer: For `decoder_layer`: activation, norm_first, attend, cross_attend, feed_forward.
 
     Raises:
@@ -234,9 +240,10 @@ def decoder(
     layers = _checks.part("decoder", params, "layers")
     position_key, *keys = random.split_or_none(key, len(layers) + 1)
     x = _enter("decoder", params, x, position_key, position, embed, dropout_p)
-    options = {"norm": norm, "dropout_p": dropout_p, **layer}
+    run = partial(decoder_layer, norm=norm, dropout_p=dropout_p, **layer)
+    run = transforms.remat(run) if remat else run
     for layer_params, layer_key in zip(layers, keys, strict=True):
-        x = decoder_layer(layer_params, x, memory, self_mask, cross_mask, layer_key, **options)
+        x = run(layer_params, x, memory, self_mask, cross_mask, layer_key)
     return norm(params["final_norm"], x) if "final_norm" in params else x
 
 
@@ -391,7 +398,7 @@ def transformer(
         embed: Makes features of token ids.
         cross_attend: What the heads of the cross-attentions do.
         layer: For the stacks and their layers: norm, activation, norm_first, dropout_p, attend,
-            feed_forward.
+            feed_forward, remat.
 
     Raises:
         ValueError: An input does not have the features of the params, or a mask does not fit.

@@ -1,0 +1,174 @@
+"""remat and value_and_grad: what torch.func gives, for less memory."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import tinyfn
+from tinyfn import masks, random, transforms, tree
+
+F64 = torch.float64
+
+
+def numbers(*shape, seed=0):
+    return random.normal(random.key(seed), shape, dtype=F64)
+
+
+def layer_and_arguments():
+    params = tinyfn.init_encoder_layer(random.key(0), 4, 2, 6, dtype=F64)
+    layer = partial(tinyfn.encoder_layer, dropout_p=0.3)
+    return layer, (params, numbers(3, 4), masks.padding(torch.tensor(2)), random.key(1))
+
+
+def test_remat_says_what_the_function_says_draws_included():
+    layer, args = layer_and_arguments()
+
+    def gradient(f):
+        return torch.func.grad_and_value(lambda *args: (f(*args) * numbers(3, 4, seed=3)).sum())
+
+    torch.testing.assert_close(
+        gradient(transforms.remat(layer))(*args), gradient(layer)(*args), rtol=1e-12, atol=1e-14
+    )
+
+
+def test_remat_takes_and_gives_trees_none_and_keywords():
+    @transforms.remat
+    def f(params, nothing, *, factor):
+        assert nothing is None
+        return {"double": params["x"] * factor, "parts": [params["x"].sin()]}
+
+    def loss(params):
+        results = f(params, None, factor=2.0)
+        return (results["double"] * results["parts"][0]).sum()
+
+    x = numbers(3)
+    actual = torch.func.grad(loss)({"x": x})["x"]
+    torch.testing.assert_close(actual, 2 * x.sin() + 2 * x * x.cos())
+    assert f({"x": x}, None, factor=2.0)["double"].equal(2 * x)
+
+
+def saved_by_autograd(f, *args):
+    """How many numbers the graph keeps, arguments aside."""
+    kept = {}
+    leaves = [x.requires_grad_() for x in tree.leaves(args[0])] + [args[1].requires_grad_()]
+    own = {x.data_ptr() for x in leaves}
+
+    def keep(x):
+        if x.data_ptr() not in own:
+            kept[x.data_ptr()] = x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        result = f(*args)
+    del result
+    return sum(kept.values())
+
+
+def test_remat_keeps_its_arguments_only():
+    layer, args = layer_and_arguments()
+    assert saved_by_autograd(layer, *args) > 100
+    assert saved_by_autograd(transforms.remat(layer), *args) <= 2  # a key and a length
+
+
+def test_remat_runs_twice_in_reverse_and_once_where_nothing_is_kept():
+    runs = []
+
+    @transforms.remat
+    def f(x):
+        runs.append(1)
+        return x.sin()
+
+    x = numbers(2)
+    f(x)
+    torch.func.jvp(f, (x,), (x,))
+    torch.vmap(f)(x)
+    assert len(runs) == 3
+    torch.func.grad(lambda x: f(x).sum())(x)
+    assert len(runs) == 5
+
+
+HELD = numbers(3)
+
+
+class Holder:
+    def __init__(self):
+        self.module = nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("f", "name"),
+    [
+        (lambda x, held=HELD: x * held, "a default"),
+        (lambda x: x * HELD, "HELD"),
+        ((lambda held: lambda x: x * held)(HELD), "held"),
+        ((lambda held: lambda x: x * held[0]["a"])([{"a": HELD}]), "held"),
+        (partial(torch.mul, HELD), "f"),
+        ((lambda inner: lambda x: inner(x))(lambda x: x * HELD), "HELD"),
+        (nn.Linear(3, 3), r"f\.weight"),
+        (nn.Linear(3, 3).forward, r"f\.weight"),
+        (partial(tinyfn.attention, attend=partial(tinyfn.dot_product_attention, HELD)), "f"),
+    ],
+)
+def test_remat_refuses_a_captured_tensor(f, name):
+    message = f"remat: f must capture no tensor, which would get no gradient, got {name} of shape"
+    with pytest.raises(ValueError, match=message):
+        transforms.remat(f)
+
+
+def test_remat_of_the_layers_of_a_transformer():
+    params = tinyfn.init_transformer(random.key(0), 4, 2, 6, 2, 2, dtype=F64)
+    src, tgt, weights = numbers(2, 5, 4), numbers(2, 3, 4, seed=1), numbers(2, 3, 4, seed=2)
+
+    def gradient(**options):
+        def loss(params):
+            key = random.key(3)
+            result = tinyfn.transformer(params, src, tgt, key=key, dropout_p=0.2, **options)
+            return (result * weights).sum()
+
+        return torch.func.grad(loss)(params)
+
+    torch.testing.assert_close(gradient(remat=True), gradient(), rtol=1e-10, atol=1e-12)
+    plain, rematerialised = (
+        saved_by_autograd(partial(tinyfn.transformer, tgt=tgt, remat=remat), params, src)
+        for remat in (False, True)
+    )
+    assert rematerialised < 0.3 * plain
+
+
+def test_remat_refuses_results_that_are_not_floating_tensors(unchecked):
+    with pytest.raises(TypeError, match="remat: what f returns must be a floating tensor"):
+        torch.func.grad(lambda x: transforms.remat(lambda x: (x.sum(), 3))(x)[0])(numbers(2))
+
+
+@pytest.mark.parametrize("argnums", [0, 1, (0, 1), [1], -1])
+@pytest.mark.parametrize("has_aux", [False, True])
+def test_value_and_grad_says_what_torch_says(argnums, has_aux):
+    def f(params, x):
+        value = (params["w"] * x.sin()).sum()
+        return (value, {"seen": x * 2}) if has_aux else value
+
+    args = {"w": numbers(3)}, numbers(3, seed=1)
+    value, gradient = transforms.value_and_grad(f, argnums, has_aux=has_aux)(*args)
+    given = tuple(argnums) if isinstance(argnums, list) else argnums
+    expected = torch.func.grad_and_value(f, given, has_aux)(*args)
+    torch.testing.assert_close((gradient, value), expected, rtol=0, atol=0)
+    assert all(leaf.grad_fn is None for leaf in tree.leaves([value, gradient]))
+
+
+def test_autograd_outside_goes_through_value_and_grad():
+    x = numbers(3).requires_grad_()
+    _, gradient = transforms.value_and_grad(lambda x: x.sin().sum())(x)
+    torch.testing.assert_close(torch.autograd.grad(gradient.sum(), x)[0], -x.detach().sin())
+
+
+def test_value_and_grad_wants_one_number():
+    with pytest.raises(ValueError, match=r"the result of f must be one floating number, got shape"):
+        transforms.value_and_grad(torch.sin)(numbers(2))
+
+
+@pytest.mark.parametrize("argnums", [2, (0, -3)])
+def test_value_and_grad_wants_arguments_that_are_there(argnums):
+    with pytest.raises(ValueError, match="value_and_grad: argnums must be below 2"):
+        transforms.value_and_grad(torch.dot, argnums)(numbers(2), numbers(2))
