@@ -160,7 +160,9 @@ _case("explicit_attention", tinyfn.explicit_attention, lambda: (*_heads(4, 2), N
 _case("fused_attention", tinyfn.fused_attention, lambda: (*_heads(4, 2), NOTHING), (0, 1, 2))
 _case(
     "fused_attention",
-    lambda q, k, v, mask: tinyfn.fused_attention(q, k, v, mask, bias=_x(4, seed=3), scale=0.7),
+    lambda q, k, v, mask: tinyfn.fused_attention(
+        q, k, v, mask, bias=_x(4, seed=3).to(q.dtype), scale=0.7
+    ),
     lambda: (*_heads(), masks.causal() & masks.padding(torch.tensor(2))),
     detail="_causal_with_padding_and_bias",
 )

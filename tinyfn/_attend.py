@@ -209,8 +209,8 @@ def visible_to(
         _checks.broadcasts(function, "mask", visible, target, axes)
     if bias is not None:
         _checks.floating(function, "bias", bias)
-        _checks.product_dtype(function, "bias", bias, q)
         _checks.broadcasts(function, "bias", bias, target, axes)
+        _checks.product_dtype(function, "bias", bias, q)
     return visible
 
 
