@@ -422,9 +422,10 @@ def _fused(
     if 0 in q.shape or 0 in k.shape:  # a kernel refuses to do nothing
         similarity = partial(scaled_dot_product, scale=scale)
         return _explicit(name, similarity, q, k, v, mask, None, bias, 0.0)
-    causal, rest = masks.split_causal(mask)
+    # Beside a bias, a causal mask is needed for each row's largest.
+    causal, rest = masks.split_causal(mask) if bias is None else (False, mask)
     visible = visible_to(name, rest, bias, q, k.shape[-2])
-    if causal and (bias is not None or (visible is not None and not _by_key_alone(visible, q))):
+    if causal and visible is not None and not _by_key_alone(visible, q):
         # Only one kernel takes a mask beside causal, and a key may be hidden by both together.
         causal, rest, visible = False, mask, visible_to(name, mask, None, q, k.shape[-2])
     if visible is not None and masks.may_hide_keys(rest, q.shape[-2], k.shape[-2]):

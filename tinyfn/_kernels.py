@@ -198,17 +198,15 @@ def attention(
         causal: Whether query i sees keys up to i only.
         scale: Of the scores.
     """
-    if q.ndim == 4 and _levels.live(q, k, v, *bias) is _levels.Derivatives.NONE:
-        if not _levels.transformed() and not bias:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
-    statics = (causal, scale)
-    if has_cpu_pair(q):
-        forward, backward = partial(_cpu_attention, *statics), partial(_cpu_backward, *statics)
-        return _run(Kernel(forward, backward, formula, 3, _lift_by_axis), q, k, v, *bias)
-    forward, backward = partial(_sdpa, *statics), partial(_sdpa_backward, *statics)
+    plain = _levels.live(q, k, v, *bias) is _levels.Derivatives.NONE and not _levels.transformed()
+    if plain and not bias and q.ndim == 4:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    on_cpu = has_cpu_pair(q)
+    pair = (_cpu_attention, _cpu_backward) if on_cpu else (_sdpa, _sdpa_backward)
+    forward, backward = (partial(fused, causal, scale) for fused in pair)
     kernel = Kernel(forward, backward, formula, 3, _lift_by_axis)
-    if not bias:
-        return _run(kernel, q, k, v)
+    if on_cpu or not bias:
+        return _run(kernel, q, k, v, *bias)
     # Not every kernel of torch reads zeros where all is hidden: there, let it look everywhere.
     blind = (bias[0] == -torch.inf).all(-1, keepdim=True)
     return torch.where(blind, 0.0, _run(kernel, q, k, v, torch.where(blind, 0.0, bias[0])))
