@@ -352,3 +352,10 @@ _case(
     )(params, x),
     lambda: (_init(tinyfn.init_layer_norm, 3), _x(2, 3)),
 )
+_case(
+    "transforms.per_sample_grad_norms",
+    lambda params, x: transforms.per_sample_grad_norms(
+        lambda params, x: tinyfn.feed_forward(params, x, activation=torch.tanh).sum()
+    )(params, x),
+    lambda: (_init(tinyfn.init_feed_forward, 2, 3), _x(2, 1, 2)),
+)

@@ -9,11 +9,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from tinyfn import _checks, initializers, masks, random
 from tinyfn._attend import attend_weights, dot_product_attention, visible_to
-from tinyfn._primitives import linear
+from tinyfn._primitives import affine, linear
 from tinyfn.types import Attend, Initializer, Key, Params
 
 Mask = masks.Mask
@@ -187,7 +186,7 @@ def _split_heads(params: Params, name: str, x: Tensor) -> Tensor:
     _checks.features("attention", name.removesuffix("_proj"), x, weight.shape[-1], min_ndim=2)
     _checks.product_dtype("attention", name.removesuffix("_proj"), x, weight)
     bias = proj["bias"].flatten() if "bias" in proj else None
-    projected = F.linear(x, weight.flatten(0, 1), bias)
+    projected = affine(x, weight.flatten(0, 1), bias)
     pattern = "... seq (heads head_dim) -> ... heads seq head_dim"
     return rearrange(projected, pattern, heads=weight.shape[0])
 

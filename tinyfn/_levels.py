@@ -78,6 +78,29 @@ def forward_mode() -> bool:
     return any(level.key() not in known for level in levels)
 
 
+def tangents(*tensors: Tensor | None) -> list[tuple[Any, ...]] | None:
+    """Each tensor and its tangent, or None; nothing where no forward mode is the innermost level.
+
+    Whoever has these can push tangents on by himself and join the two with
+    `torch.autograd.forward_ad.make_dual`, which is closed: outer levels see plain operations.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> tangents(x) is None
+        True
+        >>> torch.func.jvp(lambda x: tangents(x)[0][1], (x,), (3 * x,))[0]
+        tensor([3., 3.])
+    """
+    if forward_ad._current_level < 0 or _functorch is None or torch.compiler.is_compiling():
+        return None
+    if any(type(x) not in (Tensor, nn.Parameter) for x in tensors if x is not None):
+        return None
+    levels = _functorch.get_interpreter_stack()
+    if levels is not None and levels[-1].key() != _functorch.TransformType.Jvp:
+        return None
+    return [(None, None) if x is None else tuple(forward_ad.unpack_dual(x)) for x in tensors]
+
+
 def transformed() -> bool:
     """Whether any torch.func transform is live.
 
@@ -86,6 +109,16 @@ def transformed() -> bool:
         False
     """
     return _functorch is None or _functorch.get_interpreter_stack() is not None
+
+
+def depth() -> int:
+    """How many transforms are live, one inside the other.
+
+    Example:
+        >>> depth(), torch.vmap(lambda x: x + depth())(torch.zeros(2))
+        (0, tensor([1., 1.]))
+    """
+    return len(_functorch.get_interpreter_stack() or ()) if _functorch is not None else 0
 
 
 def alive(x: Tensor) -> Tensor:

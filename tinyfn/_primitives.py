@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from tinyfn import _checks, _kernels, initializers, random
+from tinyfn import _checks, _kernels, _levels, initializers, random
 from tinyfn.types import Activation, Initializer, Key, Params
 
 
@@ -81,7 +82,37 @@ def linear(
     weight = _checks.part("linear", params, "weight")
     _checks.features("linear", "x", x, weight.shape[-1])
     _checks.product_dtype("linear", "x", x, weight)
-    return F.linear(x, weight, params.get("bias"))
+    return affine(x, weight, params.get("bias"))
+
+
+def affine(
+    x: Float[Tensor, "... in_features"],
+    weight: Float[Tensor, "out_features in_features"],
+    bias: Float[Tensor, "out_features"] | None = None,
+) -> Float[Tensor, "... out_features"]:
+    """The one product with params, x Wᵀ + b, of what has been checked.
+
+    Args:
+        x: Any leading axes.
+        weight: The matrix.
+        bias: What is added, if anything.
+
+    Example:
+        >>> affine(torch.tensor([3.0, 4.0]), torch.tensor([[1.0, 2.0]]))
+        tensor([11.])
+    """
+    pairs = _levels.tangents(x, weight, bias)
+    if pairs is None or all(tangent is None for _, tangent in pairs):
+        return F.linear(x, weight, bias)
+    # torch would multiply by tangents that are zero; here those products are left out.
+    (x, x_tangent), (weight, weight_tangent), (bias, bias_tangent) = pairs
+    out = F.linear(x, weight, bias)
+    terms = [] if x_tangent is None else [F.linear(x_tangent, weight)]
+    if weight_tangent is not None:
+        terms.append(F.linear(x, weight_tangent, bias_tangent))
+    elif bias_tangent is not None:
+        terms.append(bias_tangent.expand_as(out))
+    return forward_ad.make_dual(out, sum(terms[1:], terms[0]))
 
 
 def init_layer_norm(

@@ -187,6 +187,7 @@ def encoder(
     layers = _checks.part("encoder", params, "layers")
     position_key, *keys = random.split_or_none(key, len(layers) + 1)
     x = _enter("encoder", params, x, position_key, position, embed, dropout_p)
+    mask = _built(mask, x, x)
     run = partial(encoder_layer, norm=norm, dropout_p=dropout_p, **layer)
     run = transforms.remat(run) if remat else run
     for layer_params, layer_key in zip(layers, keys, strict=True):
@@ -240,6 +241,7 @@ def decoder(
     layers = _checks.part("decoder", params, "layers")
     position_key, *keys = random.split_or_none(key, len(layers) + 1)
     x = _enter("decoder", params, x, position_key, position, embed, dropout_p)
+    self_mask, cross_mask = _built(self_mask, x, x), _built(cross_mask, x, memory)
     run = partial(decoder_layer, norm=norm, dropout_p=dropout_p, **layer)
     run = transforms.remat(run) if remat else run
     for layer_params, layer_key in zip(layers, keys, strict=True):
@@ -266,6 +268,13 @@ def _enter(
     if position is None:
         return x
     return dropout(position(params.get("position", {}), x), key, dropout_p=dropout_p)
+
+
+def _built(mask: Mask | Tensor | None, x: Tensor, read: Tensor | None) -> Mask | Tensor | None:
+    """The mask, made once for all layers; those say what is wrong where it cannot be made."""
+    if not isinstance(mask, Mask) or read is None or x.ndim < 2 or read.ndim < 2:
+        return mask
+    return masks.built(mask, x.shape[-2], read.shape[-2], x.device)
 
 
 def init_transformer(

@@ -11,7 +11,7 @@ the batch's, and q_seq and kv_seq are read off where it is used. Masks combine w
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Integer
@@ -82,9 +82,7 @@ class Mask:
                 own,
                 "Move it with mask.to(device)",
             )
-        q = torch.arange(q_seq, device=device).unsqueeze(-1)
-        kv = torch.arange(kv_seq, device=device).unsqueeze(0)
-        return _apply(self, q, kv)
+        return _apply(self, _Grid(q_seq, kv_seq, device))
 
     def to(self, device: torch.device | str) -> "Mask":
         """The same mask with its tensors on another device.
@@ -145,8 +143,24 @@ def _mask(rule: Callable[..., Tensor], **args: Any) -> Mask:
     return Mask(rule, leaves, statics)
 
 
-def _apply(mask: Mask, q: Tensor, kv: Tensor) -> Tensor:
-    return mask.rule(q, kv, **mask.leaves, **mask.statics)
+class _Grid(NamedTuple):
+    """The sizes that a rule is asked for, and the positions if it looks at them."""
+
+    q_seq: int
+    kv_seq: int
+    device: torch.device | None
+
+    @property
+    def q(self) -> Tensor:
+        return torch.arange(self.q_seq, device=self.device).unsqueeze(-1)
+
+    @property
+    def kv(self) -> Tensor:
+        return torch.arange(self.kv_seq, device=self.device).unsqueeze(0)
+
+
+def _apply(mask: Mask, grid: _Grid) -> Tensor:
+    return mask.rule(grid, **mask.leaves, **mask.statics)
 
 
 # vmap, grad and compile look into a mask only through this registry, and torch has no public name
@@ -191,16 +205,16 @@ def _as_mask(operator: str, other: Any) -> Mask:
     )
 
 
-def _and(q: Tensor, kv: Tensor, a: Mask, b: Mask) -> Tensor:
-    return _apply(a, q, kv) & _apply(b, q, kv)
+def _and(grid: _Grid, a: Mask, b: Mask) -> Tensor:
+    return _apply(a, grid) & _apply(b, grid)
 
 
-def _or(q: Tensor, kv: Tensor, a: Mask, b: Mask) -> Tensor:
-    return _apply(a, q, kv) | _apply(b, q, kv)
+def _or(grid: _Grid, a: Mask, b: Mask) -> Tensor:
+    return _apply(a, grid) | _apply(b, grid)
 
 
-def _not(q: Tensor, kv: Tensor, a: Mask) -> Tensor:
-    return ~_apply(a, q, kv)
+def _not(grid: _Grid, a: Mask) -> Tensor:
+    return ~_apply(a, grid)
 
 
 Batched: TypeAlias = int | Integer[Tensor, "..."]
@@ -217,8 +231,8 @@ def full() -> Mask:
     return _mask(_full)
 
 
-def _full(q: Tensor, kv: Tensor) -> Tensor:
-    return kv >= 0
+def _full(grid: _Grid) -> Tensor:
+    return grid.kv >= 0
 
 
 def causal(offset: Batched = 0) -> Mask:
@@ -235,8 +249,8 @@ def causal(offset: Batched = 0) -> Mask:
     return _mask(_causal, offset=_whole("causal", "offset", offset))
 
 
-def _causal(q: Tensor, kv: Tensor, offset: Batched) -> Tensor:
-    return kv <= q + _over_positions(offset)
+def _causal(grid: _Grid, offset: Batched) -> Tensor:
+    return grid.kv <= grid.q + _over_positions(offset)
 
 
 def padding(lengths: Batched | Sequence[int]) -> Mask:
@@ -259,8 +273,8 @@ def padding(lengths: Batched | Sequence[int]) -> Mask:
     return _mask(_padding, lengths=_whole("padding", "lengths", lengths))
 
 
-def _padding(q: Tensor, kv: Tensor, lengths: Batched) -> Tensor:
-    return kv < _over_positions(lengths)
+def _padding(grid: _Grid, lengths: Batched) -> Tensor:
+    return grid.kv < _over_positions(lengths)
 
 
 def window(left: Batched | None, right: Batched | None) -> Mask:
@@ -281,12 +295,12 @@ def window(left: Batched | None, right: Batched | None) -> Mask:
     return _mask(_window, left=left, right=right)
 
 
-def _window(q: Tensor, kv: Tensor, left: Batched | None, right: Batched | None) -> Tensor:
-    allowed = kv >= 0
+def _window(grid: _Grid, left: Batched | None, right: Batched | None) -> Tensor:
+    allowed = grid.kv >= 0
     if left is not None:
-        allowed = allowed & (kv >= q - _over_positions(left))
+        allowed = allowed & (grid.kv >= grid.q - _over_positions(left))
     if right is not None:
-        allowed = allowed & (kv <= q + _over_positions(right))
+        allowed = allowed & (grid.kv <= grid.q + _over_positions(right))
     return allowed
 
 
@@ -304,8 +318,8 @@ def prefix(n: Batched) -> Mask:
     return _mask(_prefix, n=_whole("prefix", "n", n))
 
 
-def _prefix(q: Tensor, kv: Tensor, n: Batched) -> Tensor:
-    return kv < _over_positions(n)
+def _prefix(grid: _Grid, n: Batched) -> Tensor:
+    return grid.kv < _over_positions(n)
 
 
 def segments(
@@ -332,8 +346,8 @@ def segments(
     return _mask(_segments, q_ids=q_ids, kv_ids=kv_ids)
 
 
-def _segments(q: Tensor, kv: Tensor, q_ids: Tensor, kv_ids: Tensor) -> Tensor:
-    for name, ids, size in (("q_ids", q_ids, q.shape[0]), ("kv_ids", kv_ids, kv.shape[1])):
+def _segments(grid: _Grid, q_ids: Tensor, kv_ids: Tensor) -> Tensor:
+    for name, ids, size in (("q_ids", q_ids, grid.q_seq), ("kv_ids", kv_ids, grid.kv_seq)):
         if ids.ndim == 0 or ids.shape[-1] != size:
             raise _checks.fail(
                 ValueError,
@@ -363,8 +377,8 @@ def dense(tensor: Bool[Tensor, "... q_seq kv_seq"]) -> Mask:
     return _mask(_dense, tensor=tensor)
 
 
-def _dense(q: Tensor, kv: Tensor, tensor: Tensor) -> Tensor:
-    sizes = (q.shape[0], kv.shape[1])
+def _dense(grid: _Grid, tensor: Tensor) -> Tensor:
+    sizes = (grid.q_seq, grid.kv_seq)
     if any(axis not in (1, size) for axis, size in zip(tensor.shape[-2:], sizes, strict=True)):
         raise _checks.fail(
             ValueError,
@@ -462,3 +476,22 @@ def split_causal(mask: Mask | Tensor | None) -> tuple[bool, Mask | Tensor | None
         if a_causal or b_causal:
             return True, b if a is None else a if b is None else a & b
     return False, mask
+
+
+def built(
+    mask: Mask | Tensor | None, q_seq: int, kv_seq: int, device: torch.device
+) -> Mask | Tensor | None:
+    """The same mask of these sizes with its rule run already, for layers that all ask it.
+
+    That it is causal stays a rule, which a kernel wants to know and which is quickly run.
+
+    Example:
+        >>> built(causal() & padding(torch.tensor([1, 2])), 2, 2, torch.device("cpu"))
+        causal(offset=0) & dense(tensor=Tensor(2, 1, 2,))
+    """
+    is_causal, rest = split_causal(mask)
+    if isinstance(rest, Mask):
+        rest = dense(rest.compact(q_seq, kv_seq, device))
+    if not is_causal:
+        return rest
+    return causal() if rest is None else causal() & rest

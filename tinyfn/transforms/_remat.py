@@ -1,13 +1,9 @@
-"""Transforms of functions that torch.func does not have, closed under those that it has.
-
-remat            a function that computes again what its derivative needs, in place of keeping it
-value_and_grad   torch.func.grad_and_value, without the graph of its backward where nobody asks
-"""
+"""Computing again in place of keeping: remat(f) is f, and keeps its arguments only."""
 
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -149,70 +145,3 @@ def _captured(x: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]
         leaves = _pytree.tree_leaves(x)
         for leaf in leaves if len(leaves) != 1 or leaves[0] is not x else ():
             yield from _captured(leaf, name, seen)
-
-
-def value_and_grad(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bool = False
-) -> Callable[..., tuple[Any, Any]]:
-    """The value of `f` and its gradient, as `torch.func.grad_and_value` has them.
-
-    torch's function always keeps a graph of its own backward. Here none is kept unless another
-    transform, or autograd outside, may ask for it.
-
-    Args:
-        f: Its result is one number; with `has_aux`, a pair of that and anything else.
-        argnums: By which positional arguments.
-        has_aux: Whether `f` returns a pair.
-
-    Returns:
-        A function of the same arguments to (value, gradient), where value is the pair if
-        `has_aux`.
-
-    Raises:
-        ValueError: The first result of `f` is not one number.
-
-    Example:
-        >>> value_and_grad(torch.sin)(torch.tensor(0.0))
-        (tensor(0.), tensor(1.))
-    """
-    given = argnums if isinstance(argnums, int) else tuple(argnums)
-    numbers = (given,) if isinstance(given, int) else given
-
-    @functools.wraps(f)
-    def both(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        for number in numbers:
-            if not -len(args) <= number < len(args):
-                requirement = f"be below {len(args)}, the number of positional arguments"
-                remedy = "Pass what is differentiated by position"
-                raise _checks.fail(
-                    ValueError, "value_and_grad", "argnums", requirement, number, remedy
-                )
-        tensors = [x for x in _pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if _levels.transformed() or _levels.live(*tensors) is not _levels.Derivatives.NONE:
-            gradient, value = torch.func.grad_and_value(f, given, has_aux)(*args, **kwargs)
-            return value, gradient
-
-        def of_some(*some: Any) -> Any:
-            changed = list(args)
-            for number, arg in zip(numbers, some, strict=True):
-                changed[number] = arg
-            return f(*changed, **kwargs)
-
-        value, pull, *aux = torch.func.vjp(
-            of_some, *(args[number] for number in numbers), has_aux=has_aux
-        )
-        if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
-            raise _checks.fail(
-                ValueError,
-                "value_and_grad",
-                "the result of f",
-                "be one floating number",
-                _checks.shape(value),
-                "Sum it, or use has_aux for more results",
-            )
-        with torch.no_grad():
-            gradients = pull(torch.ones_like(value), retain_graph=False)
-        gradient = gradients[0] if isinstance(given, int) else gradients
-        return ((value, *aux) if has_aux else value), gradient
-
-    return both

@@ -1,0 +1,266 @@
+"""The norms of per-sample gradients, without those gradients.
+
+The gradient of a weight in y = x Wᵀ is Σ gᵗ xᵗ over the positions t, where g is the gradient of y.
+Its squared norm is Σ (gˢ·gᵗ)(xˢ·xᵗ): products between positions, and nothing of the weight's size.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import _pytree
+
+from tinyfn import _checks, _levels
+from tinyfn.types import Params
+
+Dims: TypeAlias = int | tuple[int | None, ...]
+
+
+def per_sample_grad_norms(
+    f: Callable[..., Tensor], in_dims: Dims = 0
+) -> Callable[..., Float[Tensor, "samples"]]:
+    """The norm of the gradient of every sample by the params, over all of them together.
+
+    The numbers are those of `vmap(grad(f))` and a norm of what that gives. Gradients of matrices
+    that are used in linear maps and embeddings, which is where the memory goes, are not made; all
+    others are. So it holds for any `f`, and pays for one that is composed of this library's
+    functions, on sequences that are short beside the width of its layers.
+
+    Args:
+        f: A function of (params, *args) to one number, the loss of one sample.
+        in_dims: The axis of the samples in all of `args`, or in each, None where it has none.
+
+    Returns:
+        A function of (params, *args), args with all samples, to their norms.
+
+    Raises:
+        ValueError: `f` does not give one number.
+
+    Example:
+        >>> from tinyfn import init_linear, linear, random
+        >>> def loss(params, x):
+        ...     return linear(params, x).sum()
+        >>> params, xs = init_linear(random.key(0), 3, 2), torch.ones(4, 5, 3)
+        >>> norms = per_sample_grad_norms(loss)(params, xs)
+        >>> norms
+        tensor([14.1421, 14.1421, 14.1421, 14.1421])
+        >>> def clipped(params):  # each to norm 1, and summed, as in private training
+        ...     return torch.vmap(loss, (None, 0))(params, xs) @ (1 / norms).clamp(max=1)
+        >>> torch.func.grad(clipped)(params)["bias"]
+        tensor([1.4142, 1.4142])
+
+    Reference: Goodfellow, "Efficient Per-Example Gradient Computations", 2015, arXiv 1510.01799;
+    Li, Tramèr, Liang and Hashimoto, 2021, arXiv 2110.05679, for sequences.
+    """
+
+    def norms(params: Params, *args: Any) -> Tensor:
+        leaves, spec = _pytree.tree_flatten(params)
+        plan = _Plan(spec, leaves, _noted(f, spec, leaves, in_dims, args))
+        squared = torch.vmap(lambda *sample: _squared_norm(f, plan, sample), in_dims)(*args)
+        positive = squared > 0.0
+        return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), 0.0)
+
+    return norms
+
+
+class _Use(NamedTuple):
+    """A call that reads a matrix, a vector, or both: of which leaves, and what comes out."""
+
+    matrix: int | None
+    vector: int | None
+    by_row: bool
+    """Whether rows are looked up, in place of multiplied."""
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class _Plan(NamedTuple):
+    """The params, and the uses of those whose gradients are not made, in the order of calls."""
+
+    spec: Any
+    leaves: list[Tensor]
+    uses: list[_Use]
+
+    @property
+    def named(self) -> set[int]:
+        """The leaves whose gradients are not made."""
+        return {i for use in self.uses for i in (use.matrix, use.vector) if i is not None}
+
+
+class _Tape:
+    """Notes how leaves are used, and adds to what each use gives the next of `added`."""
+
+    def __init__(self, added: Iterator[Tensor] | None = None) -> None:
+        self.depth = _levels.depth()
+        self.added = added
+        self.uses: list[_Use] = []
+        self.read: list[Tensor] = []
+        self.shapes: dict[int, set[torch.Size]] = {}
+        self.otherwise: set[int] = set()
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], options: Any) -> Any:
+        if _levels.depth() == self.depth:
+            if function in _VIEWS and isinstance(args[0], _Leaf):
+                view = function(args[0].value, *args[1:], **options)
+                return _leaf(self, args[0].index, view)
+            if function is F.linear and not isinstance(args[0], _Leaf):
+                return self.linear(*args, **options)
+            if function is Tensor.__getitem__ and _looks_up(*args):
+                return self.use(args[0], None, True, args[1], args[0].value[args[1]])
+        leaves = [x for x in _pytree.tree_leaves((args, options)) if isinstance(x, _Leaf)]
+        args, options = _pytree.tree_map(_value, (args, options))
+        result = function(*args, **options)
+        if any(isinstance(x, Tensor) for x in _pytree.tree_leaves(result)):
+            self.otherwise |= {leaf.index for leaf in leaves}
+        return result
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.use(weight, bias, False, x, F.linear(x, _value(weight), _value(bias)))
+
+    def use(
+        self, matrix: Tensor, vector: Tensor | None, by_row: bool, read: Tensor, result: Tensor
+    ) -> Tensor:
+        by, to = (x.index if isinstance(x, _Leaf) else None for x in (matrix, vector))
+        for x in (matrix, vector):
+            if isinstance(x, _Leaf):
+                self.shapes.setdefault(x.index, set()).add(x.value.shape)
+        self.uses.append(_Use(by, to, by_row, result.shape, result.dtype))
+        self.read.append(read)
+        return result if self.added is None else result + next(self.added)
+
+
+class _Leaf(Tensor):
+    """Stands for a leaf of params, and tells a tape what is done with it."""
+
+    value: Tensor
+    index: int
+    tape: _Tape
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """What torch calls in place of `func`."""
+        leaves = _pytree.tree_leaves((args, kwargs))
+        tape = next(leaf.tape for leaf in leaves if isinstance(leaf, _Leaf))
+        return tape.call(func, args, kwargs or {})
+
+
+_VIEWS = (Tensor.flatten, Tensor.reshape, Tensor.view)
+
+
+def _leaf(tape: _Tape, index: int, value: Tensor) -> _Leaf:
+    # Of no size and on no device: whatever reads it other than through the tape fails.
+    leaf = torch.empty(0, device="meta").as_subclass(_Leaf)
+    leaf.value, leaf.index, leaf.tape = value, index, tape
+    return leaf
+
+
+def _value(x: Any) -> Any:
+    return x.value if isinstance(x, _Leaf) else x
+
+
+def _looks_up(x: Any, index: Any) -> bool:
+    whole = isinstance(index, Tensor) and index.dtype in (torch.int32, torch.int64)
+    return whole and isinstance(x, _Leaf) and x.value.ndim == 2
+
+
+def _noted(
+    f: Callable[..., Tensor], spec: Any, leaves: list[Tensor], in_dims: Dims, args: tuple[Any, ...]
+) -> list[_Use]:
+    """The uses of the leaves that are used in no other way; none if `f` cannot be followed."""
+    tape = None
+
+    def run(*sample: Any) -> Tensor:
+        nonlocal tape
+        tape = _Tape()
+        return f(
+            _pytree.tree_unflatten([_leaf(tape, *x) for x in enumerate(leaves)], spec), *sample
+        )
+
+    dims = (in_dims,) * len(args) if isinstance(in_dims, int) else in_dims
+    try:
+        torch.vmap(run, dims)(*map(_first, dims, args))
+    except Exception:  # of `f`, which will say so again, or since a leaf met what is not of torch
+        return []
+    (tape,) = tapes
+    otherwise = tape.otherwise | {i for i, shapes in tape.shapes.items() if len(shapes) > 1}
+
+    def kept(index: int | None) -> int | None:
+        return None if index in otherwise else index
+
+    uses = [use._replace(matrix=kept(use.matrix), vector=kept(use.vector)) for use in tape.uses]
+    return [use for use in uses if (use.matrix, use.vector) != (None, None)]
+
+
+def _first(dim: int | None, arg: Any) -> Any:
+    return arg if dim is None else _pytree.tree_map(lambda leaf: leaf.narrow(dim, 0, 1), arg)
+
+
+def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]) -> Tensor:
+    named, device = plan.named, plan.leaves[0].device
+    direct = [leaf for i, leaf in enumerate(plan.leaves) if i not in named]
+    added = [torch.zeros(use.shape, dtype=use.dtype, device=device) for use in plan.uses]
+
+    def run(direct: list[Tensor], added: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        tape, rest = _Tape(iter(added)), iter(direct)
+        leaves = [
+            _leaf(tape, i, x) if i in named else next(rest) for i, x in enumerate(plan.leaves)
+        ]
+        result = f(_pytree.tree_unflatten(leaves, plan.spec), *sample)
+        _checks.one_number("per_sample_grad_norms", result)
+        if tape.otherwise or tape.uses != plan.uses:
+            requirement, actual = "use params alike in every run", "another sequence of calls"
+            remedy = "Let nothing but shapes decide what it calls"
+            raise _checks.fail(
+                ValueError, "per_sample_grad_norms", "f", requirement, actual, remedy
+            )
+        return result, tape.read
+
+    (direct, added), read = torch.func.grad(run, (0, 1), has_aux=True)(direct, added)
+    squares = [_wide(grad).square().sum() for grad in direct]
+    calls = list(zip(plan.uses, map(_wide, read), map(_wide, added), strict=True))
+    for leaf in named:
+        vectors = [_rows(grad).sum(0) for use, _, grad in calls if use.vector == leaf]
+        if vectors:
+            squares.append(torch.stack(vectors).sum(0).square().sum())
+        own = [call for call in calls if call[0].matrix == leaf]
+        if own:
+            squares.append(_squared_norm_of_matrix(plan.leaves[leaf].shape[0], own))
+    return torch.stack(squares).sum()
+
+
+def _squared_norm_of_matrix(vocab: int, calls: list[tuple[_Use, Tensor, Tensor]]) -> Tensor:
+    """|Σ g xᵀ + Σ e_token gᵀ|² over the calls that multiply and the calls that look up."""
+    products = [(_rows(x), _rows(grad)) for use, x, grad in calls if not use.by_row]
+    lookups = [(tokens.flatten() % vocab, _rows(grad)) for use, tokens, grad in calls if use.by_row]
+    squares = []
+    if products:
+        x, g = (torch.cat(parts) for parts in zip(*products, strict=True))
+        (seq, columns), rows = x.shape, g.shape[1]
+        if seq * (rows + columns) < rows * columns:
+            squares.append(((x @ x.mT) * (g @ g.mT)).sum())
+        else:
+            squares.append((g.mT @ x).square().sum())
+    if lookups:
+        tokens, e = (torch.cat(parts) for parts in zip(*lookups, strict=True))
+        same = tokens.unsqueeze(0) == tokens.unsqueeze(1)
+        squares.append(torch.where(same, e @ e.mT, 0.0).sum())
+    if products and lookups:
+        squares.append(2.0 * (g[:, tokens] * (x @ e.mT)).sum())
+    return torch.stack(squares).sum()
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
