@@ -138,6 +138,18 @@ CASES = {
         LINEAR,
         (numbers(3, 2, 6),),
     ),
+    "a_bias_for_all": (
+        lambda p, x: (
+            F.linear(x, p["weight"], p["bias"][:1]).sum() + F.linear(x, p["weight"][0]).sum()
+        ).tanh(),
+        LINEAR,
+        (numbers(3, 6),),
+    ),
+    "one_number_as_a_bias": (
+        lambda p, x: F.linear(x, p["weight"], p["bias"]).tanh().sum(),
+        {"weight": LINEAR["weight"], "bias": numbers(1)},
+        (numbers(3, 2, 6),),
+    ),
     "one_position": (lambda p, x: tinyfn.linear(p, x).tanh().sum(), LINEAR, (numbers(3, 6),)),
     "a_gradient_by_the_input_inside": (by_input, LINEAR, (numbers(3, 6),)),
     "a_step_inside": (after_a_step, LINEAR, (numbers(3, 6),)),

@@ -1,12 +1,14 @@
 """The parts of a layer against the specification, their laws, how they begin, and every error."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import reference
 import tinyfn
@@ -465,3 +467,61 @@ FOUR = r"x must have shape \(..., 4\), as its params have, got shape \(2, 3\). P
 def test_what_does_not_fit_is_refused(call, kind, sentence, unchecked):
     with pytest.raises(kind, match=f"^{sentence}"):
         call()
+
+
+# Forward mode
+
+PUSHED = {
+    "linear": (tinyfn.linear, lambda p, x: F.linear(x, p["weight"], p["bias"])),
+    "layer_norm": (
+        tinyfn.layer_norm,
+        lambda p, x: F.layer_norm(x, x.shape[-1:], p["weight"], p["bias"]),
+    ),
+    "rms_norm": (
+        tinyfn.rms_norm,
+        lambda p, x: F.rms_norm(x, x.shape[-1:], p["weight"], 1e-6) + p["bias"],
+    ),
+}
+
+
+@pytest.mark.parametrize("dual", ["x", "weight", "bias", "x weight", "weight bias", "x bias"])
+@pytest.mark.parametrize("name", PUSHED)
+def test_a_tangent_of_some_of_the_arguments(name, dual):
+    ours, theirs = PUSHED[name]
+    shape = (5, 4) if name == "linear" else (4,)
+    every = {"x": normal(0, 3, 4), "weight": normal(1, *shape), "bias": normal(2, shape[0])}
+    some = {part: every[part] for part in dual.split()}
+
+    def push(f):
+        def of_some(some):
+            params = every | some
+            return f(params, params.pop("x"))
+
+        return torch.func.jvp(of_some, (some,), (some,))
+
+    torch.testing.assert_close(push(ours), push(theirs), rtol=1e-12, atol=1e-13)
+
+
+def test_forward_mode_makes_no_products_with_tangents_of_zero():
+    params = tinyfn.init_feed_forward(random.key(0), 8, 16)
+    x = torch.ones(3, 8)
+
+    def products(f):
+        with FlopCounterMode(display=False) as counter:
+            f()
+        return counter.get_total_flops()
+
+    once = products(lambda: tinyfn.feed_forward(params, x))
+    by_x = products(lambda: torch.func.jvp(partial(tinyfn.feed_forward, params), (x,), (x,)))
+    assert 0 < by_x == 2 * once
+
+
+def test_forward_mode_under_autocast():
+    params = tinyfn.init_linear(random.key(0), 4, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pushed = torch.func.jvp(
+            lambda params: tinyfn.linear(params, torch.ones(3, 4)), (params,), (params,)
+        )
+    out, tangent = pushed[:2]
+    assert out.dtype == tangent.dtype == torch.bfloat16
+    torch.testing.assert_close(out, tangent, atol=0.05, rtol=0.05)

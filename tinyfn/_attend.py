@@ -55,7 +55,9 @@ def scaled_dot_product(
     Reference: Vaswani et al., 2017, arXiv 1706.03762.
     """
     factor: float = max(q.shape[-1], 1) ** -0.5 if scale is None else scale
-    return dot_product(q * factor, k)
+    if isinstance(factor, Tensor):
+        return dot_product(q * factor, k)
+    return dot_product(_levels.push(lambda x: x * factor, [lambda x, _: x * factor], q), k)
 
 
 def init_additive(key: Key, head_dim: int, hidden: int, **options: Any) -> Params:

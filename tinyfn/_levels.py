@@ -5,7 +5,7 @@ here first. torch keeps its stack of transforms in a private place, which is rea
 nowhere else; where it is missing, the answer is ANY and everything runs explicitly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -78,27 +78,49 @@ def forward_mode() -> bool:
     return any(level.key() not in known for level in levels)
 
 
-def tangents(*tensors: Tensor | None) -> list[tuple[Any, ...]] | None:
-    """Each tensor and its tangent, or None; nothing where no forward mode is the innermost level.
+def push(
+    f: Callable[..., Tensor], terms: Sequence[Callable[..., Tensor]], *tensors: Tensor
+) -> Tensor:
+    """`f(*tensors)`, its tangent in forward mode the sum of a term for each tensor that has one.
 
-    Whoever has these can push tangents on by himself and join the two with
-    `torch.autograd.forward_ad.make_dual`, which is closed: outer levels see plain operations.
+    torch's own rules multiply and add tangents of zeros for everything constant. Outer transforms
+    see the plain operations of `f` and the terms, so this is as closed as those are.
+
+    Args:
+        f: A function of the tensors.
+        terms: For each tensor, a function of its tangent and all tensors; what it gives broadcasts
+            to what `f` gives.
+        tensors: What `f` is given.
 
     Example:
-        >>> x = torch.ones(2)
-        >>> tangents(x) is None
-        True
-        >>> torch.func.jvp(lambda x: tangents(x)[0][1], (x,), (3 * x,))[0]
-        tensor([3., 3.])
+        >>> def scale(x):
+        ...     return push(lambda x: 2 * x, [lambda tangent, x: 2 * tangent], x)
+        >>> torch.func.jvp(scale, (torch.ones(2),), (torch.ones(2),))
+        (tensor([2., 2.]), tensor([2., 2.]))
     """
-    if forward_ad._current_level < 0 or _functorch is None or torch.compiler.is_compiling():
-        return None
-    if any(type(x) not in (Tensor, nn.Parameter) for x in tensors if x is not None):
-        return None
+    if forward_ad._current_level < 0 or not _pushes(tensors):
+        return f(*tensors)
+    pairs = [forward_ad.unpack_dual(x) for x in tensors]
+    primals = [pair.primal for pair in pairs]
+    given = [
+        term(pair.tangent, *primals)
+        for term, pair in zip(terms, pairs, strict=False)
+        if pair.tangent is not None
+    ]
+    out = f(*primals)
+    if not given:
+        return out
+    return forward_ad.make_dual(out, sum(given[1:], given[0]).to(out.dtype).expand_as(out))
+
+
+def _pushes(tensors: Sequence[Tensor]) -> bool:
+    """Whether forward mode is the innermost transform, and the tensors are torch's own."""
+    if _functorch is None or torch.compiler.is_compiling():
+        return False
+    if any(type(x) not in (Tensor, nn.Parameter) for x in tensors):
+        return False
     levels = _functorch.get_interpreter_stack()
-    if levels is not None and levels[-1].key() != _functorch.TransformType.Jvp:
-        return None
-    return [(None, None) if x is None else tuple(forward_ad.unpack_dual(x)) for x in tensors]
+    return levels is None or levels[-1].key() == _functorch.TransformType.Jvp
 
 
 def transformed() -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from tinyfn import _checks, _kernels, _levels, initializers, random
@@ -101,18 +100,15 @@ def affine(
         >>> affine(torch.tensor([3.0, 4.0]), torch.tensor([[1.0, 2.0]]))
         tensor([11.])
     """
-    pairs = _levels.tangents(x, weight, bias)
-    if pairs is None or all(tangent is None for _, tangent in pairs):
-        return F.linear(x, weight, bias)
-    # torch would multiply by tangents that are zero; here those products are left out.
-    (x, x_tangent), (weight, weight_tangent), (bias, bias_tangent) = pairs
-    out = F.linear(x, weight, bias)
-    terms = [] if x_tangent is None else [F.linear(x_tangent, weight)]
-    if weight_tangent is not None:
-        terms.append(F.linear(x, weight_tangent, bias_tangent))
-    elif bias_tangent is not None:
-        terms.append(bias_tangent.expand_as(out))
-    return forward_ad.make_dual(out, sum(terms[1:], terms[0]))
+    given = (x, weight) if bias is None else (x, weight, bias)
+    return _levels.push(F.linear, _AFFINE_TERMS, *given)
+
+
+_AFFINE_TERMS = (
+    lambda tangent, x, weight, *bias: F.linear(tangent, weight),
+    lambda tangent, x, weight, *bias: F.linear(x, tangent),
+    lambda tangent, x, weight, bias: tangent,
+)
 
 
 def init_layer_norm(
@@ -244,11 +240,33 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _inverse_root_mean_square(x: Tensor, eps: float) -> Tensor:
-    return torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
+    root, term = partial(_inverse_root, eps), partial(_inverse_root_term, eps)
+    return _levels.push(root, [term], (x * x).mean(-1, keepdim=True))
+
+
+def _inverse_root(eps: float, x: Tensor) -> Tensor:
+    return torch.rsqrt(x + eps)
+
+
+def _inverse_root_term(eps: float, tangent: Tensor, x: Tensor) -> Tensor:
+    return -0.5 * tangent * _inverse_root(eps, x) / (x + eps)
 
 
 def _scale_and_shift(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x * weight if bias is None else torch.addcmul(bias, x, weight)
+    if bias is None:
+        return _levels.push(torch.mul, _SCALE_TERMS, x, weight)
+    return _levels.push(_scaled_and_shifted, _SCALE_TERMS, x, weight, bias)
+
+
+def _scaled_and_shifted(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addcmul(bias, x, weight)
+
+
+_SCALE_TERMS = (
+    lambda tangent, x, weight, *bias: tangent * weight,
+    lambda tangent, x, weight, *bias: x * tangent,
+    lambda tangent, x, weight, bias: tangent,
+)
 
 
 def init_embedding(

@@ -4,7 +4,7 @@ The gradient of a weight in y = x Wᵀ is Σ gᵗ xᵗ over the positions t, whe
 Its squared norm is Σ (gˢ·gᵗ)(xˢ·xᵗ): products between positions, and nothing of the weight's size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -75,6 +75,7 @@ class _Use(NamedTuple):
     """Whether rows are looked up, in place of multiplied."""
     shape: torch.Size
     dtype: torch.dtype
+    device: torch.device
 
 
 class _Plan(NamedTuple):
@@ -101,24 +102,25 @@ class _Tape:
         self.shapes: dict[int, set[torch.Size]] = {}
         self.otherwise: set[int] = set()
 
-    def call(self, function: Callable[..., Any], args: tuple[Any, ...], options: Any) -> Any:
+    def call(self, function: Callable[..., Any], args: Sequence[Any], options: Any) -> Any:
         if _levels.depth() == self.depth:
             if function in _VIEWS and isinstance(args[0], _Leaf):
                 view = function(args[0].value, *args[1:], **options)
                 return _leaf(self, args[0].index, view)
             if function is F.linear and not isinstance(args[0], _Leaf):
-                return self.linear(*args, **options)
+                result = F.linear(*map(_value, args))
+                bias = args[2] if len(args) > 2 else None
+                if _is_affine(args[1], bias, result):
+                    return self.use(args[1], bias, False, args[0], result)
             if function is Tensor.__getitem__ and _looks_up(*args):
-                return self.use(args[0], None, True, args[1], args[0].value[args[1]])
+                rows, tokens = args[0].value, args[1]
+                return self.use(args[0], None, True, tokens % len(rows), rows[tokens])
         leaves = [x for x in _pytree.tree_leaves((args, options)) if isinstance(x, _Leaf)]
         args, options = _pytree.tree_map(_value, (args, options))
         result = function(*args, **options)
         if any(isinstance(x, Tensor) for x in _pytree.tree_leaves(result)):
             self.otherwise |= {leaf.index for leaf in leaves}
         return result
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self.use(weight, bias, False, x, F.linear(x, _value(weight), _value(bias)))
 
     def use(
         self, matrix: Tensor, vector: Tensor | None, by_row: bool, read: Tensor, result: Tensor
@@ -127,7 +129,7 @@ class _Tape:
         for x in (matrix, vector):
             if isinstance(x, _Leaf):
                 self.shapes.setdefault(x.index, set()).add(x.value.shape)
-        self.uses.append(_Use(by, to, by_row, result.shape, result.dtype))
+        self.uses.append(_Use(by, to, by_row, result.shape, result.dtype, result.device))
         self.read.append(read)
         return result if self.added is None else result + next(self.added)
 
@@ -167,6 +169,10 @@ def _value(x: Any) -> Any:
     return x.value if isinstance(x, _Leaf) else x
 
 
+def _is_affine(weight: Tensor, bias: Tensor | None, result: Tensor) -> bool:
+    return weight.ndim == 2 and (bias is None or bias.shape == result.shape[-1:])
+
+
 def _looks_up(x: Any, index: Any) -> bool:
     whole = isinstance(index, Tensor) and index.dtype in (torch.int32, torch.int64)
     return whole and isinstance(x, _Leaf) and x.value.ndim == 2
@@ -176,21 +182,19 @@ def _noted(
     f: Callable[..., Tensor], spec: Any, leaves: list[Tensor], in_dims: Dims, args: tuple[Any, ...]
 ) -> list[_Use]:
     """The uses of the leaves that are used in no other way; none if `f` cannot be followed."""
-    tape = None
+    tapes: list[_Tape] = []
 
     def run(*sample: Any) -> Tensor:
-        nonlocal tape
-        tape = _Tape()
-        return f(
-            _pytree.tree_unflatten([_leaf(tape, *x) for x in enumerate(leaves)], spec), *sample
-        )
+        tapes.append(tape := _Tape())
+        noting = [_leaf(tape, i, leaf) for i, leaf in enumerate(leaves)]
+        return f(_pytree.tree_unflatten(noting, spec), *sample)
 
     dims = (in_dims,) * len(args) if isinstance(in_dims, int) else in_dims
     try:
         torch.vmap(run, dims)(*map(_first, dims, args))
     except Exception:  # of `f`, which will say so again, or since a leaf met what is not of torch
         return []
-    (tape,) = tapes
+    tape = tapes[0]
     otherwise = tape.otherwise | {i for i, shapes in tape.shapes.items() if len(shapes) > 1}
 
     def kept(index: int | None) -> int | None:
@@ -205,9 +209,9 @@ def _first(dim: int | None, arg: Any) -> Any:
 
 
 def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]) -> Tensor:
-    named, device = plan.named, plan.leaves[0].device
+    named = plan.named
     direct = [leaf for i, leaf in enumerate(plan.leaves) if i not in named]
-    added = [torch.zeros(use.shape, dtype=use.dtype, device=device) for use in plan.uses]
+    added = [torch.zeros(u.shape, dtype=u.dtype, device=u.device) for u in plan.uses]
 
     def run(direct: list[Tensor], added: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         tape, rest = _Tape(iter(added)), iter(direct)
@@ -233,29 +237,33 @@ def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]
             squares.append(torch.stack(vectors).sum(0).square().sum())
         own = [call for call in calls if call[0].matrix == leaf]
         if own:
-            squares.append(_squared_norm_of_matrix(plan.leaves[leaf].shape[0], own))
+            squares.append(_squared_norm_of_matrix(own))
     return torch.stack(squares).sum()
 
 
-def _squared_norm_of_matrix(vocab: int, calls: list[tuple[_Use, Tensor, Tensor]]) -> Tensor:
+def _squared_norm_of_matrix(calls: list[tuple[_Use, Tensor, Tensor]]) -> Tensor:
     """|Σ g xᵀ + Σ e_token gᵀ|² over the calls that multiply and the calls that look up."""
     products = [(_rows(x), _rows(grad)) for use, x, grad in calls if not use.by_row]
-    lookups = [(tokens.flatten() % vocab, _rows(grad)) for use, tokens, grad in calls if use.by_row]
+    lookups = [(tokens.flatten(), _rows(grad)) for use, tokens, grad in calls if use.by_row]
     squares = []
     if products:
-        x, g = (torch.cat(parts) for parts in zip(*products, strict=True))
+        x, g = _joined([x for x, _ in products]), _joined([g for _, g in products])
         (seq, columns), rows = x.shape, g.shape[1]
         if seq * (rows + columns) < rows * columns:
             squares.append(((x @ x.mT) * (g @ g.mT)).sum())
         else:
             squares.append((g.mT @ x).square().sum())
     if lookups:
-        tokens, e = (torch.cat(parts) for parts in zip(*lookups, strict=True))
+        tokens, e = _joined([t for t, _ in lookups]), _joined([e for _, e in lookups])
         same = tokens.unsqueeze(0) == tokens.unsqueeze(1)
         squares.append(torch.where(same, e @ e.mT, 0.0).sum())
     if products and lookups:
         squares.append(2.0 * (g[:, tokens] * (x @ e.mT)).sum())
     return torch.stack(squares).sum()
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _rows(x: Tensor) -> Tensor:
