@@ -9,12 +9,11 @@ alike; the ratio is the median of the ratios within a round.
 
 import argparse
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from measuring import measure, report
 from torch import Tensor, nn
 
 import tinyfn
@@ -91,20 +90,6 @@ def candidates(batch: int, seq: int) -> dict[str, dict[str, Callable[[], object]
     }
 
 
-def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every candidate in every round."""
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        names = list(calls)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            calls[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -117,17 +102,10 @@ def main() -> None:
         f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} thread(s), ", end=""
     )
     print(f"float32 products: {torch.get_float32_matmul_precision()}, {arguments.rounds} rounds")
-    print("| size | question | candidate | median ms | × nn.Transformer |")
-    print("|---|---|---|---|---|")
     for size in arguments.sizes:
         batch, seq = map(int, size.split("x"))
         for question, calls in candidates(batch, seq).items():
-            seconds = measure(calls, arguments.rounds)
-            for name, times in seconds.items():
-                ratios = [a / b for a, b in zip(times, seconds[PEER], strict=True)]
-                median = 1000 * statistics.median(times)
-                ratio = statistics.median(ratios)
-                print(f"| {size} | {question} | {name} | {median:.1f} | {ratio:.2f} |", flush=True)
+            report(f"{size}, {question}", PEER, measure(calls, arguments.rounds))
 
 
 if __name__ == "__main__":
