@@ -1,7 +1,7 @@
 """What do per-sample gradients and their norms cost, as a multiple of one gradient of the batch?
 
-The model is an encoder of 4 layers, 256 features, 4 heads, 512 hidden, with the mean of its square
-as loss. Opacus, if installed, and nn.TransformerEncoder by vmap(functional_call) are the peers.
+The model is an encoder of 4 layers, 256 features, 4 heads, 512 hidden, with the mean of its sine as
+loss. nn.TransformerEncoder by vmap(functional_call) is the peer.
 
     python benchmarks/per_sample.py [--rounds 5] [--threads 1] [--sizes 32x16 32x64]
 """

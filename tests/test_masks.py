@@ -98,6 +98,25 @@ def test_compact_is_dense_with_axes_of_size_one(case):
     assert torch.equal(compact.expand(*sizes), mask.dense(*sizes))
 
 
+@given(sized())
+def test_what_is_built_is_the_mask_at_any_size(case):
+    sizes, (mask, _) = case
+    built = masks.built(mask, *sizes, torch.device("cpu"))
+    if built is None:
+        assert mask.dense(*sizes).all()
+    else:
+        assert torch.equal(built.dense(*sizes), mask.dense(*sizes))
+        assert repr(built).count("Tensor") <= repr(mask).count("Tensor")
+        assert masks.may_hide_keys(mask, *sizes) or not masks.may_hide_keys(built, *sizes)
+
+
+def test_what_is_built_for_other_sizes_asks_the_rule():
+    for mask in (masks.padding(1), masks.window(0, 0), masks.causal(1) & ~masks.prefix(1)):
+        built = masks.built(mask, 1, 1, torch.device("cpu"))
+        assert built is not None
+        assert torch.equal(built.dense(2, 3), mask.dense(2, 3))
+
+
 @given(sized(count=2))
 def test_de_morgan(case):
     sizes, (a, _), (b, _) = case

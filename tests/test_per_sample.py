@@ -1,5 +1,6 @@
 """per_sample_grad_norms: the norms of vmap(grad), whatever the function, without its memory."""
 
+import math
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinyfn
 from tinyfn import masks, positions, random, transforms, tree
+from tinyfn.transforms import _per_sample
 
 F64 = {"dtype": torch.float64}
 KEY = random.key(0)
@@ -105,6 +107,12 @@ def after_a_step(params, x):
     return tinyfn.linear(tree.map(lambda p, g: p - 0.1 * g, params, step), x).square().sum()
 
 
+def assigned(weight, x):
+    copy = torch.zeros_like(x)
+    copy[:] = weight
+    return copy
+
+
 CASES = {
     "a_layer_with_a_mask": (
         lambda p, x: weighed(tinyfn.encoder_layer(p, x, masks.padding(3))),
@@ -149,6 +157,16 @@ CASES = {
         lambda p, x: F.linear(x, p["weight"], p["bias"]).tanh().sum(),
         {"weight": LINEAR["weight"], "bias": numbers(1)},
         (numbers(3, 2, 6),),
+    ),
+    "linear_by_keyword": (
+        lambda p, x: F.linear(x, p["weight"], bias=p["bias"]).tanh().sum(),
+        LINEAR,
+        (numbers(3, 2, 6),),
+    ),
+    "a_leaf_that_is_assigned": (
+        lambda p, x: F.linear(x, p["weight"]).tanh().sum() + assigned(p["weight"], x).sin().sum(),
+        LINEAR,
+        (numbers(3, 5, 6),),
     ),
     "one_position": (lambda p, x: tinyfn.linear(p, x).tanh().sum(), LINEAR, (numbers(3, 6),)),
     "a_gradient_by_the_input_inside": (by_input, LINEAR, (numbers(3, 6),)),
@@ -203,6 +221,37 @@ def test_the_norms_can_be_differentiated_twice():
         for norms in (transforms.per_sample_grad_norms, norms_of_gradients)
     )
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+
+
+def test_only_norms_have_gradients_in_a_layer_and_a_stack():
+    for f, params, args in (CASES["a_layer_with_a_mask"], CASES["tokens_that_repeat"]):
+        leaves, spec = _pytree.tree_flatten(params)
+        plan = _per_sample._Plan(spec, leaves, _per_sample._noted(f, spec, leaves, 0, args))
+        named = _pytree.tree_unflatten([i in plan.named for i in range(len(leaves))], spec)
+        for name, is_named in tree.flatten(named).items():
+            assert is_named == ("norm" not in name), name
+
+
+def test_what_is_not_finite_stays_so():
+    x = numbers(3, 2, 6)
+    x[1, 0, 0], x[2, 0, 0] = math.nan, math.inf
+    for f in (lambda p, x: tinyfn.linear(p, x).square().sum(),):
+        norms = transforms.per_sample_grad_norms(f)(LINEAR, x)
+        assert norms[0].isfinite()
+        assert not norms[1:].isfinite().any()
+
+
+def test_under_autocast_squares_are_summed_in_single():
+    params = tree.cast(LINEAR, torch.float32)
+    x = 60 * numbers(3, 4, 6).float()
+
+    def loss(params, x):
+        return tinyfn.linear(params, x).float().square().sum()
+
+    with torch.autocast("cpu", dtype=torch.float16):
+        norms = transforms.per_sample_grad_norms(loss)(params, x)
+    assert norms.dtype == torch.float32
+    torch.testing.assert_close(norms, norms_of_gradients(loss)(params, x), rtol=0.02, atol=0)
 
 
 class Largest(TorchDispatchMode):
@@ -274,10 +323,17 @@ def test_errors_name_what_is_wrong():
         transforms.per_sample_grad_norms(lambda p, x: tinyfn.linear(p, x).sum())(
             LINEAR, numbers(3, 5)
         )
-    runs = iter([True, False])
+    with pytest.raises(ValueError, match="per_sample_grad_norms: params must have a tensor, got n"):
+        transforms.per_sample_grad_norms(lambda params, x: x.sum())({}, numbers(3, 6))
+
+
+@pytest.mark.parametrize("calls", [(1, 0), (1, 2), (2, 1)])
+def test_a_function_that_is_another_the_second_time_is_refused(calls):
+    runs = iter(calls)
 
     def fickle(params, x):
-        return tinyfn.linear(params, x).sum() if next(runs) else (x @ params["weight"].T).sum()
+        parts = [tinyfn.linear(params, x).sum() for _ in range(next(runs))]
+        return sum(parts, (x @ params["weight"].T).sum() if not parts else x.sum())
 
     with pytest.raises(ValueError, match="per_sample_grad_norms: f must use params alike in ever"):
         transforms.per_sample_grad_norms(fickle)(LINEAR, numbers(3, 6))

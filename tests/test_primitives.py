@@ -525,3 +525,18 @@ def test_forward_mode_under_autocast():
     out, tangent = pushed[:2]
     assert out.dtype == tangent.dtype == torch.bfloat16
     torch.testing.assert_close(out, tangent, atol=0.05, rtol=0.05)
+
+
+def test_tangents_are_new_tensors():
+    params = {"weight": normal(0, 4), "bias": normal(1, 4)}
+    tangent = torch.ones(4, dtype=torch.float64)
+    for f, weight in ((tinyfn.linear, normal(0, 4, 4)), (tinyfn.layer_norm, normal(0, 4))):
+        params["weight"] = weight
+
+        def by_bias(bias, f=f, params=params):
+            out = f({**params, "bias": bias}, normal(2, 4))
+            return out.mul_(2.0) + bias
+
+        _, pushed = torch.func.jvp(by_bias, (params["bias"],), (tangent,))[:2]
+        assert pushed.equal(3 * torch.ones_like(pushed))
+        assert tangent.equal(torch.ones_like(tangent))

@@ -250,3 +250,23 @@ def test_a_negative_number_of_layers_is_refused():
     with pytest.raises(ValueError, match=r"^init_encoder: num_layers must be at least 0, got -1"):
         tinyfn.init_encoder(random.key(0), 4, 2, 3, -1)
     assert tinyfn.init_encoder(random.key(0), 4, 2, 3, 0)["layers"] == []
+
+
+def test_an_attend_may_lengthen_the_keys_of_a_stack():
+    def with_a_sink(q, k, v, mask=None, key=None, bias=None, *, dropout_p=0.0):
+        k, v = (torch.cat([x, torch.zeros_like(x[..., :1, :])], -2) for x in (k, v))
+        return tinyfn.dot_product_attention(q, k, v, mask, key, bias, dropout_p=dropout_p)
+
+    params = tinyfn.init_encoder(random.key(0), 4, 2, 6, num_layers=1)
+    x = torch.ones(1, 4)
+    actual = tinyfn.encoder(params, x, masks.padding(1), attend=with_a_sink)
+    expected = tinyfn.encoder_layer(params["layers"][0], x, masks.padding(1), attend=with_a_sink)
+    assert actual.equal(expected)
+    assert not actual.allclose(tinyfn.encoder(params, x, attend=with_a_sink))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_memory_is_named():
+    params = tinyfn.init_decoder(random.key(0), 4, 2, 6, num_layers=1)
+    with pytest.raises(TypeError, match="attention: k must be a floating tensor, got list"):
+        tinyfn.decoder(params, torch.ones(2, 4), [1, 2], masks.causal(), masks.full())

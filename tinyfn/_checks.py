@@ -142,8 +142,8 @@ def broadcasts(function: str, argument: str, x: Tensor, target: Sequence[int], a
 def one_number(function: str, x: object) -> None:
     """What a function to be differentiated gives."""
     if not isinstance(x, Tensor) or x.ndim or not x.is_floating_point():
-        requirement, remedy = "be one floating number", "Sum it, or use has_aux for more results"
-        raise fail(ValueError, function, "the result of f", requirement, shape(x), remedy)
+        requirement = "be one floating number"
+        raise fail(ValueError, function, "the result of f", requirement, shape(x), "Sum it")
 
 
 def shape(x: object) -> str:

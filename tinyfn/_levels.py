@@ -88,9 +88,9 @@ def push(
 
     Args:
         f: A function of the tensors.
-        terms: For each tensor, a function of its tangent and all tensors; what it gives broadcasts
-            to what `f` gives.
-        tensors: What `f` is given.
+        terms: For each tensor, a function of its tangent and all tensors. What it gives is a new
+            tensor, and broadcasts to what `f` gives.
+        tensors: What `f` is given; terms beyond them are not used.
 
     Example:
         >>> def scale(x):

@@ -107,7 +107,7 @@ def affine(
 _AFFINE_TERMS = (
     lambda tangent, x, weight, *bias: F.linear(tangent, weight),
     lambda tangent, x, weight, *bias: F.linear(x, tangent),
-    lambda tangent, x, weight, bias: tangent,
+    lambda tangent, x, weight, bias: tangent.clone(),
 )
 
 
@@ -265,7 +265,7 @@ def _scaled_and_shifted(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 _SCALE_TERMS = (
     lambda tangent, x, weight, *bias: tangent * weight,
     lambda tangent, x, weight, *bias: x * tangent,
-    lambda tangent, x, weight, bias: tangent,
+    lambda tangent, x, weight, bias: tangent.clone(),
 )
 
 

@@ -272,9 +272,12 @@ def _enter(
 
 def _built(mask: Mask | Tensor | None, x: Tensor, read: Tensor | None) -> Mask | Tensor | None:
     """The mask, made once for all layers; those say what is wrong where it cannot be made."""
-    if not isinstance(mask, Mask) or read is None or x.ndim < 2 or read.ndim < 2:
+    if not isinstance(mask, Mask) or not isinstance(read, Tensor) or min(x.ndim, read.ndim) < 2:
         return mask
-    return masks.built(mask, x.shape[-2], read.shape[-2], x.device)
+    try:
+        return masks.built(mask, x.shape[-2], read.shape[-2], x.device)
+    except (TypeError, ValueError):
+        return mask
 
 
 def init_transformer(

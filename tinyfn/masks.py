@@ -120,6 +120,8 @@ class Mask:
 
     def __repr__(self) -> str:
         """The calls that make it."""
+        if self.rule is _made:
+            return repr(self.leaves["mask"])
         name = self.rule.__name__.removeprefix("_")
         if name == "not":
             return f"~({self.leaves['a']!r})"
@@ -296,11 +298,12 @@ def window(left: Batched | None, right: Batched | None) -> Mask:
 
 
 def _window(grid: _Grid, left: Batched | None, right: Batched | None) -> Tensor:
-    allowed = grid.kv >= 0
+    q, kv = grid.q, grid.kv
+    allowed = kv >= 0
     if left is not None:
-        allowed = allowed & (grid.kv >= grid.q - _over_positions(left))
+        allowed = allowed & (kv >= q - _over_positions(left))
     if right is not None:
-        allowed = allowed & (grid.kv <= grid.q + _over_positions(right))
+        allowed = allowed & (kv <= q + _over_positions(right))
     return allowed
 
 
@@ -453,6 +456,8 @@ def may_hide_keys(mask: Mask | Tensor | None, q_seq: int, kv_seq: int) -> bool:
     """
     if mask is None or (isinstance(mask, Mask) and mask.rule is _full):
         return False
+    if isinstance(mask, Mask) and mask.rule is _made:
+        return may_hide_keys(mask.leaves["mask"], q_seq, kv_seq)
     if isinstance(mask, Mask) and mask.rule is _causal and "offset" in mask.statics:
         return q_seq + mask.statics["offset"] < kv_seq
     return True
@@ -478,20 +483,31 @@ def split_causal(mask: Mask | Tensor | None) -> tuple[bool, Mask | Tensor | None
     return False, mask
 
 
-def built(
-    mask: Mask | Tensor | None, q_seq: int, kv_seq: int, device: torch.device
-) -> Mask | Tensor | None:
-    """The same mask of these sizes with its rule run already, for layers that all ask it.
+def built(mask: Mask, q_seq: int, kv_seq: int, device: torch.device) -> Mask | None:
+    """The same mask with its rule run for these sizes already, for layers that all ask it.
 
     That it is causal stays a rule, which a kernel wants to know and which is quickly run.
 
+    Args:
+        mask: What is asked for.
+        q_seq: How many queries.
+        kv_seq: How many keys; whoever asks for another number gets the rule.
+        device: Where.
+
     Example:
-        >>> built(causal() & padding(torch.tensor([1, 2])), 2, 2, torch.device("cpu"))
-        causal(offset=0) & dense(tensor=Tensor(2, 1, 2,))
+        >>> mask = built(causal() & padding(torch.tensor([1, 2])), 2, 2, torch.device("cpu"))
+        >>> mask
+        causal(offset=0) & padding(lengths=Tensor(2,))
+        >>> mask.dense(2, 3).shape
+        torch.Size([2, 2, 3])
     """
     is_causal, rest = split_causal(mask)
     if isinstance(rest, Mask):
-        rest = dense(rest.compact(q_seq, kv_seq, device))
-    if not is_causal:
-        return rest
-    return causal() if rest is None else causal() & rest
+        made = rest.compact(q_seq, kv_seq, device)
+        rest = _mask(_made, mask=rest, made=made, q_seq=q_seq, kv_seq=kv_seq)
+        return causal() & rest if is_causal else rest
+    return causal() if is_causal else None
+
+
+def _made(grid: _Grid, mask: Mask, made: Tensor, q_seq: int, kv_seq: int) -> Tensor:
+    return made if (grid.q_seq, grid.kv_seq) == (q_seq, kv_seq) else _apply(mask, grid)

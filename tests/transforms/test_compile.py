@@ -1,7 +1,8 @@
 """torch.compile with fullgraph, of the forward, of grad and of vmap of grad, in fresh processes.
 
 Tracing is slow, so some cases stand for all: together they call every part. The profile `thorough`
-compiles them all.
+compiles them all. What this library can break is the trace, so most stop there; one case and the
+module go on to the compiler.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@ The gradient of a weight in y = x Wᵀ is Σ gᵗ xᵗ over the positions t, whe
 Its squared norm is Σ (gˢ·gᵗ)(xˢ·xᵗ): products between positions, and nothing of the weight's size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -27,7 +27,9 @@ def per_sample_grad_norms(
     The numbers are those of `vmap(grad(f))` and a norm of what that gives. Gradients of matrices
     that are used in linear maps and embeddings, which is where the memory goes, are not made; all
     others are. So it holds for any `f`, and pays for one that is composed of this library's
-    functions, on sequences that are short beside the width of its layers.
+    functions, on sequences that are short beside the width of its layers. Where the gradients of
+    many positions cancel, half of the digits of the sum may go. `f` runs for one sample before it
+    runs for all, and may not change in place what it has multiplied.
 
     Args:
         f: A function of (params, *args) to one number, the loss of one sample.
@@ -58,10 +60,15 @@ def per_sample_grad_norms(
 
     def norms(params: Params, *args: Any) -> Tensor:
         leaves, spec = _pytree.tree_flatten(params)
+        if not leaves:
+            remedy = "Pass what f is to be differentiated by"
+            raise _checks.fail(
+                ValueError, "per_sample_grad_norms", "params", "have a tensor", "none", remedy
+            )
         plan = _Plan(spec, leaves, _noted(f, spec, leaves, in_dims, args))
         squared = torch.vmap(lambda *sample: _squared_norm(f, plan, sample), in_dims)(*args)
-        positive = squared > 0.0
-        return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), 0.0)
+        zero = squared <= 0.0  # where the root has no derivative; NaN stays NaN
+        return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 
     return norms
 
@@ -94,9 +101,9 @@ class _Plan(NamedTuple):
 class _Tape:
     """Notes how leaves are used, and adds to what each use gives the next of `added`."""
 
-    def __init__(self, added: Iterator[Tensor] | None = None) -> None:
+    def __init__(self, added: Sequence[Tensor] = ()) -> None:
         self.depth = _levels.depth()
-        self.added = added
+        self.added = iter(added)
         self.uses: list[_Use] = []
         self.read: list[Tensor] = []
         self.shapes: dict[int, set[torch.Size]] = {}
@@ -107,19 +114,20 @@ class _Tape:
             if function in _VIEWS and isinstance(args[0], _Leaf):
                 view = function(args[0].value, *args[1:], **options)
                 return _leaf(self, args[0].index, view)
-            if function is F.linear and not isinstance(args[0], _Leaf):
-                result = F.linear(*map(_value, args))
-                bias = args[2] if len(args) > 2 else None
-                if _is_affine(args[1], bias, result):
-                    return self.use(args[1], bias, False, args[0], result)
+            if function is F.linear:
+                x, weight, bias = _bound(*args, **options)
+                result = F.linear(*map(_value, (x, weight, bias)))
+                if not isinstance(x, _Leaf) and _is_affine(weight, bias, result):
+                    return self.use(weight, bias, False, x, result)
             if function is Tensor.__getitem__ and _looks_up(*args):
                 rows, tokens = args[0].value, args[1]
                 return self.use(args[0], None, True, tokens % len(rows), rows[tokens])
-        leaves = [x for x in _pytree.tree_leaves((args, options)) if isinstance(x, _Leaf)]
+        given = [x for x in _pytree.tree_leaves((args, options)) if isinstance(x, Tensor)]
         args, options = _pytree.tree_map(_value, (args, options))
         result = function(*args, **options)
-        if any(isinstance(x, Tensor) for x in _pytree.tree_leaves(result)):
-            self.otherwise |= {leaf.index for leaf in leaves}
+        # Whoever asks a leaf for its shape or the like gives nothing else, and gets no tensor.
+        if len(given) > 1 or any(isinstance(x, Tensor) for x in _pytree.tree_leaves(result)):
+            self.otherwise |= {x.index for x in given if isinstance(x, _Leaf)}
         return result
 
     def use(
@@ -131,7 +139,8 @@ class _Tape:
                 self.shapes.setdefault(x.index, set()).add(x.value.shape)
         self.uses.append(_Use(by, to, by_row, result.shape, result.dtype, result.device))
         self.read.append(read)
-        return result if self.added is None else result + next(self.added)
+        added = next(self.added, None)
+        return result if added is None else result + added
 
 
 class _Leaf(Tensor):
@@ -169,6 +178,13 @@ def _value(x: Any) -> Any:
     return x.value if isinstance(x, _Leaf) else x
 
 
+def _bound(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments of `F.linear`, however they are given."""
+    return input, weight, bias
+
+
 def _is_affine(weight: Tensor, bias: Tensor | None, result: Tensor) -> bool:
     return weight.ndim == 2 and (bias is None or bias.shape == result.shape[-1:])
 
@@ -185,9 +201,13 @@ def _noted(
     tapes: list[_Tape] = []
 
     def run(*sample: Any) -> Tensor:
-        tapes.append(tape := _Tape())
-        noting = [_leaf(tape, i, leaf) for i, leaf in enumerate(leaves)]
-        return f(_pytree.tree_unflatten(noting, spec), *sample)
+        def note(zero: Tensor) -> Tensor:
+            tapes.append(tape := _Tape())
+            noting = [_leaf(tape, i, leaf) for i, leaf in enumerate(leaves)]
+            f(_pytree.tree_unflatten(noting, spec), *sample)
+            return zero
+
+        return torch.func.grad(note)(torch.zeros(()))  # what f does may hang on what is live
 
     dims = (in_dims,) * len(args) if isinstance(in_dims, int) else in_dims
     try:
@@ -214,7 +234,7 @@ def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]
     added = [torch.zeros(u.shape, dtype=u.dtype, device=u.device) for u in plan.uses]
 
     def run(direct: list[Tensor], added: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        tape, rest = _Tape(iter(added)), iter(direct)
+        tape, rest = _Tape(added), iter(direct)
         leaves = [
             _leaf(tape, i, x) if i in named else next(rest) for i, x in enumerate(plan.leaves)
         ]
@@ -229,9 +249,19 @@ def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]
         return result, tape.read
 
     (direct, added), read = torch.func.grad(run, (0, 1), has_aux=True)(direct, added)
+    device = plan.leaves[0].device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):  # squares are summed in single
+            return _sum_of_squares(plan, direct, added, read)
+    return _sum_of_squares(plan, direct, added, read)
+
+
+def _sum_of_squares(
+    plan: _Plan, direct: list[Tensor], added: list[Tensor], read: list[Tensor]
+) -> Tensor:
     squares = [_wide(grad).square().sum() for grad in direct]
     calls = list(zip(plan.uses, map(_wide, read), map(_wide, added), strict=True))
-    for leaf in named:
+    for leaf in plan.named:
         vectors = [_rows(grad).sum(0) for use, _, grad in calls if use.vector == leaf]
         if vectors:
             squares.append(torch.stack(vectors).sum(0).square().sum())
