@@ -11,7 +11,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinyfn
-from tinyfn import masks, positions, random, transforms, tree
+from tinyfn import _levels, masks, positions, random, transforms, tree
 from tinyfn.transforms import _per_sample
 
 F64 = {"dtype": torch.float64}
@@ -198,6 +198,12 @@ def test_the_norms_of_every_gradient(name):
         rtol=1e-12,
         atol=0,
     )
+
+
+@pytest.mark.parametrize("name", ["a_layer_with_a_mask", "a_gradient_by_the_input_inside"])
+def test_where_torch_hides_its_levels_gradients_are_made(monkeypatch, name):
+    monkeypatch.setattr(_levels, "_functorch", None)
+    test_the_norms_of_every_gradient(name)
 
 
 @pytest.mark.parametrize("name", ["tied_embeddings", "weights_used_twice", "a_penalty"])

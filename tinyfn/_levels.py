@@ -133,14 +133,14 @@ def transformed() -> bool:
     return _functorch is None or _functorch.get_interpreter_stack() is not None
 
 
-def depth() -> int:
-    """How many transforms are live, one inside the other.
+def depth() -> int | None:
+    """How many transforms are live, one inside the other; None where torch does not say.
 
     Example:
         >>> depth(), torch.vmap(lambda x: x + depth())(torch.zeros(2))
         (0, tensor([1., 1.]))
     """
-    return len(_functorch.get_interpreter_stack() or ()) if _functorch is not None else 0
+    return len(_functorch.get_interpreter_stack() or ()) if _functorch is not None else None
 
 
 def alive(x: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def per_sample_grad_norms(
         A function of (params, *args), args with all samples, to their norms.
 
     Raises:
-        ValueError: `f` does not give one number.
+        ValueError: `f` does not give one number, calls other functions for one sample than for
+            another, or there are no params.
 
     Example:
         >>> from tinyfn import init_linear, linear, random
@@ -198,6 +199,8 @@ def _noted(
     f: Callable[..., Tensor], spec: Any, leaves: list[Tensor], in_dims: Dims, args: tuple[Any, ...]
 ) -> list[_Use]:
     """The uses of the leaves that are used in no other way; none if `f` cannot be followed."""
+    if _levels.depth() is None:
+        return []
     tapes: list[_Tape] = []
 
     def run(*sample: Any) -> Tensor:
