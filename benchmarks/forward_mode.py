@@ -7,12 +7,10 @@ Hessian-vector product by the params. nn.TransformerEncoder raises at both; its 
     python benchmarks/forward_mode.py [--rounds 9] [--threads 1] [--sizes 4x32]
 """
 
-import argparse
-import platform
 from typing import Any
 
 import torch
-from measuring import Calls, measure, report
+from measuring import Calls, begin, measure, report
 from torch import Tensor
 from torch.func import grad, jvp
 from torch.nn import functional as F
@@ -81,18 +79,11 @@ def candidates(batch: int, seq: int) -> tuple[Calls, Calls]:
 
 
 def main() -> None:
-    """Print two tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sizes", nargs="+", default=["4x32"], metavar="BATCHxSEQ")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} thread(s)")
-    for size in arguments.sizes:
-        batch, seq = map(int, size.split("x"))
+    """Print two tables for each size."""
+    rounds, sizes = begin(__doc__, 9, ["4x32"])
+    for size, (batch, seq) in sizes.items():
         for base, calls in zip((FORWARD, GRADIENT), candidates(batch, seq), strict=True):
-            report(size, base, measure(calls, arguments.rounds))
+            report(size, base, measure(calls, rounds))
 
 
 if __name__ == "__main__":

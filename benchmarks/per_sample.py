@@ -6,13 +6,11 @@ loss. nn.TransformerEncoder by vmap(functional_call) is the peer.
     python benchmarks/per_sample.py [--rounds 5] [--threads 1] [--sizes 32x16 32x64]
 """
 
-import argparse
-import platform
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import measure, report
+from measuring import begin, measure, report
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -59,17 +57,10 @@ def candidates(batch: int, seq: int) -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    """Print one table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sizes", nargs="+", default=["32x16", "32x64"], metavar="BATCHxSEQ")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} thread(s)")
-    for size in arguments.sizes:
-        batch, seq = map(int, size.split("x"))
-        report(size, BASE, measure(candidates(batch, seq), arguments.rounds))
+    """Print a table for each size."""
+    rounds, sizes = begin(__doc__, 5, ["32x16", "32x64"])
+    for size, (batch, seq) in sizes.items():
+        report(size, BASE, measure(candidates(batch, seq), rounds))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ alike; the ratio is the median of the ratios within a round.
     python benchmarks/seed_model.py [--rounds 15] [--threads 1] [--sizes 1x22 16x128]
 """
 
-import argparse
-import platform
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import measure, report
+from measuring import begin, measure, report
 from torch import Tensor, nn
 
 import tinyfn
@@ -91,21 +89,11 @@ def candidates(batch: int, seq: int) -> dict[str, dict[str, Callable[[], object]
 
 
 def main() -> None:
-    """Print one table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sizes", nargs="+", default=["1x22", "16x128"], metavar="BATCHxSEQ")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(
-        f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} thread(s), ", end=""
-    )
-    print(f"float32 products: {torch.get_float32_matmul_precision()}, {arguments.rounds} rounds")
-    for size in arguments.sizes:
-        batch, seq = map(int, size.split("x"))
+    """Print a table for each size and question."""
+    rounds, sizes = begin(__doc__, 15, ["1x22", "16x128"])
+    for size, (batch, seq) in sizes.items():
         for question, calls in candidates(batch, seq).items():
-            report(f"{size}, {question}", PEER, measure(calls, arguments.rounds))
+            report(f"{size}, {question}", PEER, measure(calls, rounds))
 
 
 if __name__ == "__main__":
