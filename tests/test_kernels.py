@@ -354,3 +354,94 @@ def test_a_layer_norm_with_a_bias_of_another_size(unchecked):
     torch.testing.assert_close(tinyfn.layer_norm(params, torch.arange(4.0)), expected)
     with pytest.raises(ValueError, match=r"layer_norm: its bias must broadcast to \(features,\)"):
         tinyfn.layer_norm({**params, "bias": torch.ones(3)}, torch.arange(4.0))
+
+
+@pytest.mark.parametrize("name", ["none", "causal", "both of which hide", "by query"])
+def test_by_chunks_of_queries_it_is_closed_and_says_the_same(name, small_kernels, monkeypatch):
+    monkeypatch.setattr(_attend, "_MOST_SCORES", 10)
+    bias = numbers(3, 5, seed=3)
+    attend = partial(tinyfn.dot_product_attention, mask=MASKS[name], bias=bias)
+    testing.check_transforms(lambda q, k, v: attend(q, k, v).sin(), *heads(3, 5))
+
+
+MEMORY = """
+import resource
+import sys
+import torch
+import tinyfn
+from tinyfn import masks, random
+
+attend = getattr(tinyfn, sys.argv[1])
+x = random.normal(random.key(0), (2, 2048, 8))
+loss = lambda q: attend(q, x, x, masks.causal()).sin().sum()
+gradient = torch.func.grad(loss)
+asked = {
+    "jvp": lambda: torch.func.jvp(loss, (x,), (x,)),
+    "grad(grad)": lambda: torch.func.grad(lambda q: gradient(q).sin().sum())(x),
+}[sys.argv[2]]
+loss(x)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+asked()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("asked", ["jvp", "grad(grad)"])
+def test_a_long_sequence_needs_no_matrix_of_scores_where_no_kernel_runs(asked, fresh_python):
+    kibibytes = [
+        int(fresh_python("-W", "ignore", "-c", MEMORY, attend, asked))
+        for attend in ("dot_product_attention", "explicit_attention")
+    ]
+    assert kibibytes[0] < kibibytes[1] / 2, kibibytes
+
+
+COMPILED = """
+import torch
+import tinyfn
+from tinyfn import masks, random
+
+called = []
+
+def backend(graph, _):
+    called.extend(getattr(node.target, "__name__", "") for node in graph.graph.nodes)
+    return graph.forward
+
+def check(f, *args, kernels):
+    called.clear()
+    torch.testing.assert_close(torch.compile(f, backend=backend, fullgraph=True)(*args), f(*args))
+    assert called.count("scaled_dot_product_attention") == kernels, called
+
+def asked(seq, lead, mask, bias):
+    operands = [random.normal(random.key(i), (*lead, 4, seq, 8), dtype=torch.float64) for i in range(3)]
+    def attend(q, k, v):
+        return tinyfn.dot_product_attention(q, k, v, mask, None, bias)
+    def loss(q, k, v):
+        return attend(q, k, v).sin().sum()
+    return operands, attend, loss
+
+bias = random.normal(random.key(3), (128, 128), dtype=torch.float64)
+padding = masks.padding(torch.tensor([100, 0]))
+for mask, added in [(None, None), (masks.causal(), None), (masks.causal() & padding, None), (None, bias)]:
+    operands, attend, loss = asked(128, (2,), mask, added)
+    check(attend, *operands, kernels=1)
+    check(torch.func.grad(loss), *operands, kernels=0)
+    leaves = [x.requires_grad_() for x in operands]
+    called.clear()
+    compiled = torch.autograd.grad(torch.compile(loss, backend=backend)(*leaves), leaves)
+    torch.testing.assert_close(compiled, torch.autograd.grad(loss(*leaves), leaves))
+    assert called.count("scaled_dot_product_attention") == 1, called
+    if added is not None:
+        added.requires_grad_()
+        check(attend, *leaves, kernels=0)
+
+operands, attend, loss = asked(128, (), masks.causal(), None)
+check(attend, *operands, kernels=1)
+check(lambda *xs: torch.func.jvp(attend, xs, xs), *operands, kernels=0)
+check(torch.vmap(attend), *(x.unsqueeze(0) for x in operands), kernels=0)
+operands, attend, loss = asked(9, (2,), masks.causal(), None)
+check(attend, *operands, kernels=0)
+"""
+
+
+def test_compiled_it_is_the_kernel_and_written_out_in_transforms_that_are_compiled(fresh_python):
+    fresh_python("-W", "ignore", "-c", COMPILED)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tinyfn import _checks, _kernels, _levels, masks, random
 from tinyfn._primitives import dropout, init_linear, linear
+from tinyfn.transforms import remat
 from tinyfn.types import Attend, Key, Params, Similarity
 
 Mask = masks.Mask
@@ -301,14 +302,20 @@ def dot_product_attention(
 
 
 _LEAST_SCORES = 128 * 128  # Below, the explicit form has the faster derivative on a CPU.
+_MOST_SCORES = 512 * 512  # Of a head at once, where no kernel can run.
 
 
 def _pays(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the fused form is right for these, and faster."""
+    """Whether the fused form, or what it is by chunks of queries, is right and pays."""
+    scores = q.shape[-2] * k.shape[-2]
+    if torch.compiler.is_compiling():
+        return scores >= _LEAST_SCORES and _levels.compiled_alone(q, k, v)
     live = _levels.live(q, k, v)
+    if live is _levels.Derivatives.ANY:
+        return scores > _MOST_SCORES and _levels.forward_mode()
     if live is _levels.Derivatives.NONE and not _levels.transformed():
         return True
-    return live is not _levels.Derivatives.ANY and q.shape[-2] * k.shape[-2] >= _LEAST_SCORES
+    return scores >= _LEAST_SCORES
 
 
 def explicit_attention(
@@ -361,8 +368,8 @@ def fused_attention(
 ) -> Float[Tensor, "... heads q_seq head_dim"]:
     """`dot_product_attention` by torch's fused kernel, which keeps no weights, at any length.
 
-    It too is closed under every transform: in forward mode, in compiled code, which fuses by
-    itself, and for the derivative of its derivative it runs written out.
+    It too is closed under every transform: in forward mode, for the derivative of its derivative
+    and in a transform that is compiled it runs written out, long sequences by chunks of queries.
 
     Args:
         q: What looks.
@@ -405,7 +412,10 @@ def _unfit(
         return ValueError, "v", f"be as wide as q and k, {q.shape[-1]}", v.shape[-1]
     if not q.dtype == k.dtype == v.dtype:
         return TypeError, "q, k and v", "have one dtype", f"{q.dtype}, {k.dtype} and {v.dtype}"
-    if bias is not None and _levels.live(bias) is _levels.Derivatives.REVERSE:
+    if bias is not None and (
+        _levels.live(bias) is _levels.Derivatives.REVERSE
+        or (_levels.compiled_alone(bias) and bias.requires_grad)
+    ):
         return ValueError, "bias", "require no gradient", "one that does"
     if isinstance(scale, Tensor):
         return TypeError, "scale", "be a number", _checks.kind_of(scale)
@@ -470,8 +480,25 @@ def _added(visible: Tensor | None, bias: Tensor | None, q: Tensor, kv_seq: int) 
 
 
 def _formula(causal: bool, scale: float, q: Tensor, k: Tensor, v: Tensor, *added: Tensor) -> Tensor:
+    """What the kernel computes, written out for some queries after the other."""
+    q_seq, rows = q.shape[-2], max(_MOST_SCORES // k.shape[-2], 1)
+    if q_seq <= rows or torch.compiler.is_compiling():
+        return _rows(causal, scale, 0, q, k, v, *added)
+    chunks = []
+    for start in range(0, q_seq, rows):
+        chunk = partial(_rows, causal, scale, start)
+        each = (x if x.shape[-2] == 1 else x[..., start : start + rows, :] for x in (q, *added))
+        queries, *parts = each
+        chunks.append(remat(chunk)(queries, k, v, *parts))
+    return torch.cat(chunks, -2)
+
+
+def _rows(
+    causal: bool, scale: float, start: int, q: Tensor, k: Tensor, v: Tensor, *added: Tensor
+) -> Tensor:
+    """What the queries from `start` on read."""
     scores = scaled_dot_product(q, k, scale=scale)
-    visible = masks.causal().dense(*scores.shape[-2:], device=q.device) if causal else None
+    visible = masks.causal(start).dense(*scores.shape[-2:], device=q.device) if causal else None
     if added:
         shown = added[0] != -torch.inf
         scores = scores + torch.where(shown, added[0], 0.0)

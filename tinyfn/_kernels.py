@@ -41,6 +41,8 @@ class Kernel(NamedTuple):
 
 
 def _run(kernel: Kernel, *inputs: Tensor) -> Tensor:
+    if _levels.compiled_alone(*inputs):
+        return kernel.forward(*inputs)[0]
     if _levels.live(*inputs) is _levels.Derivatives.ANY:
         return kernel.formula(*inputs)
     return _call(kernel.forward, partial(_pull_forward, kernel), kernel.lift, *inputs)[0]
@@ -67,9 +69,16 @@ def _pull_formula(kernel: Kernel, grad: Tensor, *inputs: Tensor) -> Tensors:
 
 
 def _call(fused: Fused, pull: Pull, lift: Lift, *tensors: Tensor) -> Tensors:
-    if _levels.live(*tensors) is _levels.Derivatives.NONE and not _levels.transformed():
+    if _plain(*tensors):
         return fused(*tensors)
     return _Closed.apply(fused, pull, lift, *tensors)
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether torch needs no help of ours."""
+    if torch.compiler.is_compiling():
+        return _levels.compiled_alone(*tensors)
+    return _levels.live(*tensors) is _levels.Derivatives.NONE and not _levels.transformed()
 
 
 class _Closed(Function):
@@ -198,8 +207,7 @@ def attention(
         causal: Whether query i sees keys up to i only.
         scale: Of the scores.
     """
-    plain = _levels.live(q, k, v, *bias) is _levels.Derivatives.NONE and not _levels.transformed()
-    if plain and not bias and q.ndim == 4:
+    if _plain(q, k, v, *bias) and not bias and q.ndim == 4:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     on_cpu = has_cpu_pair(q)
     pair = (_cpu_attention, _cpu_backward) if on_cpu else (_sdpa, _sdpa_backward)
@@ -220,7 +228,11 @@ def has_cpu_pair(q: Tensor) -> bool:
 
     The public form would have to run its forward again in the backward.
     """
-    return q.device.type == "cpu" and hasattr(torch.ops.aten, f"{_CPU_PAIR}_backward")
+    return (
+        q.device.type == "cpu"
+        and hasattr(torch.ops.aten, f"{_CPU_PAIR}_backward")
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _cpu_attention(causal: bool, scale: float, *inputs: Tensor) -> Tensors:

@@ -78,6 +78,28 @@ def forward_mode() -> bool:
     return any(level.key() not in known for level in levels)
 
 
+def compiled_alone(*tensors: Tensor) -> bool:
+    """Whether an operation on these tensors is compiled, and no transform is live in the compiled.
+
+    The compiler then takes a kernel of torch as it is, and its derivative with it.
+
+    Example:
+        >>> compiled_alone(torch.ones(2))
+        False
+    """
+    return (
+        torch.compiler.is_compiling()
+        and all(type(x) in (Tensor, nn.Parameter) for x in tensors)
+        and not _traced_levels()
+    )
+
+
+@torch.compiler.assume_constant_result
+def _traced_levels() -> bool:
+    """Whether a transform is live where the compiler stands; it guards on that by itself."""
+    return transformed() or forward_mode()
+
+
 def push(
     f: Callable[..., Tensor], terms: Sequence[Callable[..., Tensor]], *tensors: Tensor
 ) -> Tensor:
