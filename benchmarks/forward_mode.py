@@ -2,23 +2,22 @@
 
 The model is an encoder of 4 layers, 256 features, 4 heads, 512 hidden. The jvp is by the input, the
 Hessian-vector product by the params. nn.TransformerEncoder raises at both; its layers written out
-(`F.linear`, softmax, layer norm by its formula) are the peer.
+(`F.linear`, softmax, layer norm by its formula) are the peer, and JAX where it is installed.
 
     python benchmarks/forward_mode.py [--rounds 9] [--threads 1] [--sizes 4x32]
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import Calls, begin, measure, report
+from measuring import Calls, Questions, run
 from torch import Tensor
 from torch.func import grad, jvp
 from torch.nn import functional as F
 
 import tinyfn
 from tinyfn import random, tree
-
-FORWARD, GRADIENT = "tinyfn, forward", "tinyfn, torch.func.grad"
 
 
 def written_out(params: Any, x: Tensor) -> Tensor:
@@ -49,8 +48,8 @@ def written_out(params: Any, x: Tensor) -> Tensor:
     return x
 
 
-def candidates(batch: int, seq: int) -> tuple[Calls, Calls]:
-    """Calls for each candidate, of the first question and of the second."""
+def candidates(batch: int, seq: int) -> Questions:
+    """Calls for each candidate, of each question."""
     params = tinyfn.init_encoder(random.key(0), 256, 4, 512, 4)
     x, direction = (random.normal(random.key(i), (batch, seq, 256)) for i in (1, 2))
     step = tree.map(torch.ones_like, params)
@@ -65,26 +64,48 @@ def candidates(batch: int, seq: int) -> tuple[Calls, Calls]:
         return lambda: jvp(gradient(f), (params,), (step,))
 
     torch.testing.assert_close(push(tinyfn.encoder)(), push(written_out)(), atol=1e-3, rtol=1e-3)
-    return {
-        FORWARD: lambda: tinyfn.encoder(params, x),
+    jax_pushes, jax_products = jax_peers(params, x, direction, step)
+    pushes: Calls = {
+        "tinyfn, forward": lambda: tinyfn.encoder(params, x),
         "written out, forward": lambda: written_out(params, x),
         "tinyfn, jvp": push(tinyfn.encoder),
         "written out, jvp": push(written_out),
-    }, {
-        GRADIENT: lambda: gradient(tinyfn.encoder)(params),
+    }
+    products: Calls = {
+        "tinyfn, torch.func.grad": lambda: gradient(tinyfn.encoder)(params),
         "written out, torch.func.grad": lambda: gradient(written_out)(params),
         "tinyfn, jvp(grad)": product(tinyfn.encoder),
         "written out, jvp(grad)": product(written_out),
     }
+    return {"jvp": pushes | jax_pushes, "Hessian-vector product": products | jax_products}
 
 
-def main() -> None:
-    """Print two tables for each size."""
-    rounds, sizes = begin(__doc__, 9, ["4x32"])
-    for size, (batch, seq) in sizes.items():
-        for base, calls in zip((FORWARD, GRADIENT), candidates(batch, seq), strict=True):
-            report(size, base, measure(calls, rounds))
+def jax_peers(params: Any, x: Tensor, direction: Tensor, step: Any) -> tuple[Calls, Calls]:
+    """The same numbers by JAX, under jax.jit."""
+    try:
+        import jax
+        import jax_peer
+    except ImportError:
+        return {}, {}
+    p, dp = jax_peer.arrays(params), jax_peer.arrays(step)
+    x_, dx = jax_peer.array(x), jax_peer.array(direction)
+    f = jax_peer.encoder
+    gradient = jax.grad(lambda p, x: jax.numpy.sin(f(p, x)).sum())
+
+    def call(f: Any, *args: Any) -> Callable[[], object]:
+        compiled = jax.jit(f)
+        return lambda: jax.block_until_ready(compiled(*args))
+
+    return {
+        "JAX, jit, forward": call(f, p, x_),
+        "JAX, jit, jvp": call(lambda p, x, d: jax.jvp(lambda x: f(p, x), (x,), (d,)), p, x_, dx),
+    }, {
+        "JAX, jit, grad": call(gradient, p, x_),
+        "JAX, jit, jvp(grad)": call(
+            lambda p, d, x: jax.jvp(lambda p: gradient(p, x), (p,), (d,)), p, dp, x_
+        ),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, candidates, rounds=9, sizes=["4x32"])

@@ -1,50 +1,110 @@
-"""What every benchmark does: interleaved rounds, medians, and ratios within a round."""
+"""What every benchmark does: interleaved rounds, medians, ratios in a round, a table, a plot."""
 
 import argparse
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import torch
 
-Calls = dict[str, Callable[[], object]]
-Seconds = dict[str, list[float]]
+Calls: TypeAlias = dict[str, Callable[[], object]]
+Questions: TypeAlias = dict[str, Calls]
 
 
-def begin(question: str | None, rounds: int, sizes: list[str]) -> tuple[int, dict[str, list[int]]]:
-    """Read the command line, set the threads and say what is run: the rounds, and each size."""
-    parser = argparse.ArgumentParser(description=(question or "").splitlines()[0])
+class Result(NamedTuple):
+    """What a candidate took, and the median ratio to the first candidate of its question."""
+
+    question: str
+    candidate: str
+    milliseconds: float
+    ratio: float
+
+
+def run(
+    doc: str | None, candidates: Callable[..., Questions], rounds: int, sizes: list[str]
+) -> None:
+    """Measure at each size what `candidates(*size)` asks, print the tables, and plot if asked to.
+
+    The first candidate of a question is what the others are multiples of.
+    """
+    title = (doc or "").splitlines()[0]
+    parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sizes", nargs="+", default=sizes, metavar="BATCHxSEQ")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    machine = f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} thread(s)"
-    precision = torch.get_float32_matmul_precision()
-    print(f"{machine}, float32 products: {precision}, {arguments.rounds} rounds")
-    return arguments.rounds, {size: [int(n) for n in size.split("x")] for size in arguments.sizes}
+    parser.add_argument("--sizes", nargs="+", default=sizes, metavar="SIZE", help="such as 4x32")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="where to draw the ratios")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if hasattr(os, "sched_setaffinity"):  # JAX has no other way to say how many threads
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
+    machine = f"torch {torch.__version__}, {platform.machine()}, {given.threads} thread(s)"
+    print(f"{machine}, float32 products: {torch.get_float32_matmul_precision()}")
+    results: list[Result] = []
+    for size in given.sizes:
+        for question, calls in candidates(*map(int, size.split("x"))).items():
+            asked = f"{size}, {question}" if question else size
+            found = measured(asked, calls, given.rounds)
+            print(table(found, given.rounds), flush=True)
+            results += found
+    if given.plot:
+        plot(title, results).savefig(given.plot, dpi=150, bbox_inches="tight")
 
 
-def measure(calls: Calls, rounds: int) -> Seconds:
-    """Seconds of every candidate in every round; each round begins with another candidate."""
+def measured(question: str, calls: Calls, rounds: int) -> list[Result]:
+    """Every candidate's time; each round begins with another one, after one that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
-    seconds: Seconds = {name: [] for name in calls}
+    names = list(calls)
     for turn in range(rounds):
-        names = list(calls)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             start = time.perf_counter()
             calls[name]()
             seconds[name].append(time.perf_counter() - start)
-    return seconds
+    return [
+        Result(
+            question,
+            name,
+            1000 * statistics.median(times),
+            statistics.median(a / b for a, b in zip(times, seconds[names[0]], strict=True)),
+        )
+        for name, times in seconds.items()
+    ]
 
 
-def report(question: str, base: str, seconds: Seconds) -> None:
-    """Print a row for each candidate: the median, and the median ratio to `base` in its round."""
-    print(f"| {question} | median ms | × {base} |\n|---|---|---|")
-    for name, times in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(times, seconds[base], strict=True))
-        median = 1000 * statistics.median(times)
-        print(f"| {name} | {median:.2f} | {ratio:.2f} |", flush=True)
-    print()
+def table(results: list[Result], rounds: int) -> str:
+    """The results on one question, in Markdown."""
+    question, base, *_ = results[0]
+    head = f"| {question} ({rounds} rounds) | median ms | × {base} |\n|---|---|---|\n"
+    rows = (f"| {r.candidate} | {r.milliseconds:.2f} | {r.ratio:.2f} |\n" for r in results)
+    return head + "".join(rows)
+
+
+def plot(title: str, results: list[Result]):
+    """A group of bars for each question, tinyfn's in colour, with a line at 1."""
+    from matplotlib.figure import Figure
+
+    questions = list(dict.fromkeys(result.question for result in results))
+    figure = Figure(figsize=(7, 0.28 * (len(results) + 2 * len(questions)) + 0.6))
+    axes = figure.add_subplot()
+    row, labels = 0, {}
+    for question in questions:
+        axes.text(0, row, f" {question}", va="center", weight="bold", color="#333333")
+        for result in (r for r in results if r.question == question):
+            row += 1
+            own = "tinyfn" in result.candidate.lower()
+            axes.barh(row, result.ratio, color="#1f5fa8" if own else "#c9d3df")
+            axes.text(result.ratio, row, f" {result.ratio:.2f}", va="center", color="#333333")
+            labels[row] = result.candidate
+        row += 2
+    axes.axvline(1, color="#333333", linewidth=0.8, linestyle=":")
+    axes.set_yticks(list(labels), list(labels.values()))
+    axes.invert_yaxis()
+    axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    axes.tick_params(length=0, labelbottom=False)
+    axes.set_title(title, loc="left", fontsize=10, color="#333333")
+    return figure

@@ -1,26 +1,26 @@
 """What do per-sample gradients and their norms cost, as a multiple of one gradient of the batch?
 
 The model is an encoder of 4 layers, 256 features, 4 heads, 512 hidden, with the mean of its sine as
-loss. nn.TransformerEncoder by vmap(functional_call) is the peer.
+loss. nn.TransformerEncoder by vmap(functional_call) and, where they are installed, Opacus and JAX
+are the peers; each is a multiple of tinyfn's gradient of the batch.
 
     python benchmarks/per_sample.py [--rounds 5] [--threads 1] [--sizes 32x16 32x64]
 """
 
-from collections.abc import Callable
+import copy
+import warnings
 from typing import Any
 
 import torch
-from measuring import begin, measure, report
+from measuring import Calls, Questions, run
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import tinyfn
 from tinyfn import interop, transforms, tree
 
-BASE = "tinyfn, one gradient of the batch"
 
-
-def candidates(batch: int, seq: int) -> dict[str, Callable[[], object]]:
+def candidates(batch: int, seq: int) -> Questions:
     """A call for each candidate, of the same numbers."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(256, 4, 512, dropout=0.0, batch_first=True)
@@ -47,21 +47,55 @@ def candidates(batch: int, seq: int) -> dict[str, Callable[[], object]]:
     assert error < 1e-5, error
     per_sample = vmap(grad(loss), (None, 0))
     per_sample_of_peer = vmap(grad(loss_of_peer), (None, 0))
-    return {
-        BASE: lambda: grad(loss)(params, x),
+    calls: Calls = {
+        "tinyfn, one gradient of the batch": lambda: grad(loss)(params, x),
         "tinyfn, vmap(grad)": lambda: per_sample(params, x),
+        "tinyfn, a loop": lambda: [grad(loss)(params, each) for each in x],
         "nn.TransformerEncoder, vmap(grad)": lambda: per_sample_of_peer(weights, x),
         "tinyfn, norms of vmap(grad)": norms_of_gradients,
         "tinyfn, per_sample_grad_norms": norms,
     }
+    return {"": calls | opacus_peer(module, x) | jax_peer(params, x)}
 
 
-def main() -> None:
-    """Print a table for each size."""
-    rounds, sizes = begin(__doc__, 5, ["32x16", "32x64"])
-    for size, (batch, seq) in sizes.items():
-        report(size, BASE, measure(candidates(batch, seq), rounds))
+def opacus_peer(module: nn.Module, x: Tensor) -> Calls:
+    """Opacus' own hooks, on its own attention; torch's packed one it refuses."""
+    try:
+        from opacus import GradSampleModule
+        from opacus.validators import ModuleValidator
+    except ImportError:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hooked = GradSampleModule(ModuleValidator.fix(copy.deepcopy(module).train()))
+
+    def timed() -> None:
+        hooked.zero_grad(set_to_none=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            hooked(x).sin().mean().backward()
+
+    timed()
+    assert all(p.grad_sample is not None for p in hooked.parameters() if p.requires_grad)
+    return {"Opacus, hooks": timed}
+
+
+def jax_peer(params: Any, x: Tensor) -> Calls:
+    """The same numbers by JAX."""
+    try:
+        import jax
+        import jax_peer
+    except ImportError:
+        return {}
+    numpy = jax.numpy
+    gradient = jax.grad(lambda params, x: numpy.sin(jax_peer.encoder(params, x)).mean())
+    batched, per_sample = jax.jit(gradient), jax.jit(jax.vmap(gradient, (None, 0)))
+    given = jax_peer.arrays(params), jax_peer.array(x)
+    return {
+        "JAX, jit, one gradient of the batch": lambda: jax.block_until_ready(batched(*given)),
+        "JAX, jit, vmap(grad)": lambda: jax.block_until_ready(per_sample(*given)),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, candidates, rounds=5, sizes=["32x16", "32x64"])

@@ -1,100 +1,171 @@
 """What do a forward and a gradient step cost, as a multiple of nn.Transformer's?
 
-The model is 3 + 3 layers, 512 features, 2 heads, 1024 hidden, with a causal target mask and
-dropout 0.1 in the gradient step. Rounds are interleaved, so that a busy machine slows everyone
-alike; the ratio is the median of the ratios within a round.
+Encoder and decoder of 512 features with a causal target mask, and dropout 0.1 in the gradient step.
+A size is batch x positions, then layers, heads and hidden features (3x2x1024 if left out). Peers
+that are not installed are left out.
 
-    python benchmarks/seed_model.py [--rounds 15] [--threads 1] [--sizes 1x22 16x128]
+    python benchmarks/seed_model.py [--rounds 9] [--threads 1]
+        [--sizes 1x22 16x128 8x256x6x8x2048]
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import begin, measure, report
+from measuring import Calls, Questions, run
 from torch import Tensor, nn
 
 import tinyfn
 from tinyfn import interop, masks, random, tree
 
-PEER = "nn.Transformer"
+FEATURES, DROPOUT_P = 512, 0.1
 
 
-def candidates(batch: int, seq: int) -> dict[str, dict[str, Callable[[], object]]]:
-    """For each question, a call for each candidate; all compute the same function."""
+def candidates(
+    batch: int, seq: int, layers: int = 3, heads: int = 2, hidden: int = 1024
+) -> Questions:
+    """For each question, a call for each candidate; those on the same params compute the same."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "nhead": 2,
-        "num_encoder_layers": 3,
-        "num_decoder_layers": 3,
-        "dim_feedforward": 1024,
-    }
-    module = nn.Transformer(512, **sizes, dropout=0.1, batch_first=True)
+    sizes = (FEATURES, heads, layers, layers, hidden)
+    src, tgt = torch.randn(batch, seq, FEATURES), torch.randn(batch, seq, FEATURES)
+    modules, calls = torch_peers(*sizes, src, tgt)
+    module = modules["nn.Transformer"]
     params, options = interop.from_torch(module)
     options["tgt_mask"] = masks.causal()
-    params = tree.map(lambda leaf: leaf.requires_grad_(), params)
     detached = tree.map(lambda leaf: leaf.detach(), params)
-    adapter = tinyfn.TinyTransformer(3, 3, 512, 2, 1024, 0.1)
-    src, tgt = torch.randn(batch, seq, 512), torch.randn(batch, seq, 512)
-    causal = nn.Transformer.generate_square_subsequent_mask(seq)
-    options_of_peer: dict[str, Any] = {"tgt_mask": causal, "tgt_is_causal": True}
+    params = tree.map(lambda leaf: leaf.requires_grad_(), params)
+    leaves = tree.leaves(params)
+    modules["TinyTransformer"] = tinyfn.TinyTransformer(
+        layers, layers, FEATURES, heads, hidden, DROPOUT_P
+    )
+    calls["TinyTransformer"] = lambda: modules["TinyTransformer"](src, tgt)
     key = random.key(0)
 
-    def peer() -> Tensor:
-        return module(src, tgt, **options_of_peer)
-
-    def forward(train: bool, call: Callable[[], Tensor]) -> Callable[[], object]:
-        def timed() -> object:
-            module.train(train)
-            adapter.train(train)
-            with torch.no_grad():
-                return call()
-
-        return timed
-
-    def step(leaves: list[Tensor], call: Callable[[], Tensor]) -> Callable[[], object]:
-        def timed() -> object:
-            module.train()
-            adapter.train()
-            return torch.autograd.grad(call().square().mean(), leaves)
-
-        return timed
-
-    def pure(params: dict, key: Tensor | None = None) -> Tensor:
+    def pure(params: Any, key: Tensor | None = None) -> Tensor:
         return tinyfn.transformer(params, src, tgt, key=key, **options)
 
-    by_grad = torch.func.grad(lambda params: pure(params, key).square().mean())
-    weights = {name: weight.detach() for name, weight in module.named_parameters()}
-
     def peer_of(weights: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(module, weights, (src, tgt), options_of_peer)
+        return torch.func.functional_call(module, weights, (src, tgt), _causal(seq))
 
+    def forward(name: str) -> Callable[[], object]:
+        def timed() -> object:
+            modules[name].eval()
+            with torch.no_grad():
+                return calls[name]()
+
+        return timed
+
+    def step(name: str) -> Callable[[], object]:
+        leaves = list(modules[name].parameters())
+
+        def timed() -> object:
+            modules[name].train()
+            loss = calls[name]().square().mean()
+            return torch.autograd.grad(loss, leaves, allow_unused=True)
+
+        return timed
+
+    def pure_forward() -> Tensor:
+        with torch.no_grad():
+            return pure(detached)
+
+    by_grad = torch.func.grad(lambda params: pure(params, key).square().mean())
     peer_by_grad = torch.func.grad(lambda weights: peer_of(weights).square().mean())
-    agree = (pure(detached) - module.eval()(src, tgt, tgt_mask=causal)).abs().max()
-    assert agree < 1e-4, agree
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    torch.testing.assert_close(pure_forward(), forward("nn.Transformer")(), atol=1e-4, rtol=1e-4)
+    jax_forward, jax_step = jax_peers(detached, src, tgt, pure_forward())
     return {
-        "forward": {
-            PEER: forward(False, peer),
-            "tinyfn.transformer": forward(False, lambda: pure(detached)),
-            "TinyTransformer": forward(False, lambda: adapter(src, tgt)),
-        },
-        "gradient step": {
-            PEER: step(list(module.parameters()), peer),
-            "tinyfn, torch.autograd.grad": step(tree.leaves(params), lambda: pure(params, key)),
+        "forward": {name: forward(name) for name in modules}
+        | {"tinyfn.transformer": pure_forward}
+        | jax_forward,
+        "gradient step": {name: step(name) for name in modules}
+        | {
             "nn.Transformer, torch.func.grad": lambda: peer_by_grad(weights),
-            "tinyfn, torch.func.grad": lambda: by_grad(detached),
-            "TinyTransformer": step(list(adapter.parameters()), lambda: adapter(src, tgt)),
-        },
+            "tinyfn.transformer, torch.autograd.grad": lambda: torch.autograd.grad(
+                pure(params, key).square().mean(), leaves
+            ),
+            "tinyfn.transformer, torch.func.grad": lambda: by_grad(detached),
+        }
+        | jax_step,
     }
 
 
-def main() -> None:
-    """Print a table for each size and question."""
-    rounds, sizes = begin(__doc__, 15, ["1x22", "16x128"])
-    for size, (batch, seq) in sizes.items():
-        for question, calls in candidates(batch, seq).items():
-            report(f"{size}, {question}", PEER, measure(calls, rounds))
+def _causal(seq: int) -> dict[str, Any]:
+    mask = nn.Transformer.generate_square_subsequent_mask(seq)
+    return {"tgt_mask": mask, "tgt_is_causal": True}
+
+
+def torch_peers(
+    features: int, heads: int, enc: int, dec: int, hidden: int, src: Tensor, tgt: Tensor
+) -> tuple[dict[str, nn.Module], dict[str, Callable[[], Tensor]]]:
+    """Modules of the same sizes, and a call of each; the first is the base."""
+    base = nn.Transformer(features, heads, enc, dec, hidden, dropout=DROPOUT_P, batch_first=True)
+    causal = _causal(tgt.shape[1])
+    modules: dict[str, nn.Module] = {"nn.Transformer": base}
+    calls: dict[str, Callable[[], Tensor]] = {"nn.Transformer": lambda: base(src, tgt, **causal)}
+    try:
+        from transformers import BartConfig, BartModel
+    except ImportError:
+        pass
+    else:
+        config = BartConfig(
+            vocab_size=5,
+            d_model=features,
+            encoder_layers=enc,
+            decoder_layers=dec,
+            encoder_attention_heads=heads,
+            decoder_attention_heads=heads,
+            encoder_ffn_dim=hidden,
+            decoder_ffn_dim=hidden,
+            activation_function="relu",
+            dropout=DROPOUT_P,
+            attention_dropout=DROPOUT_P,
+            activation_dropout=DROPOUT_P,
+        )
+        bart = BartModel(config)
+        modules["Hugging Face BART"] = bart
+        calls["Hugging Face BART"] = lambda: (
+            bart(inputs_embeds=src, decoder_inputs_embeds=tgt, use_cache=False).last_hidden_state
+        )
+    try:
+        from x_transformers import Decoder, Encoder
+    except ImportError:
+        pass
+    else:
+        options: dict[str, Any] = {
+            "dim": features,
+            "heads": heads,
+            "attn_dim_head": features // heads,
+            "ff_mult": hidden / features,
+            "attn_dropout": DROPOUT_P,
+            "ff_dropout": DROPOUT_P,
+        }
+        encoder = Encoder(depth=enc, **options)
+        decoder = Decoder(depth=dec, cross_attend=True, **options)
+        modules["x-transformers"] = nn.ModuleList([encoder, decoder])
+        calls["x-transformers"] = lambda: decoder(tgt, context=encoder(src))
+    return modules, calls
+
+
+def jax_peers(params: Any, src: Tensor, tgt: Tensor, expected: Tensor) -> tuple[Calls, Calls]:
+    """A forward and a gradient step of the same function under jax.jit."""
+    try:
+        import jax
+        import jax_peer
+    except ImportError:
+        return {}, {}
+    given = (jax_peer.arrays(params), jax_peer.array(src), jax_peer.array(tgt))
+    forward = jax.jit(jax_peer.transformer)
+    torch.testing.assert_close(
+        torch.tensor(forward(*given).tolist()), expected, atol=1e-3, rtol=1e-3
+    )
+    step = jax.jit(jax.grad(lambda *args: (jax_peer.transformer(*args) ** 2).mean()))
+    key = jax.random.key(0)
+    return (
+        {"JAX, jit": lambda: jax.block_until_ready(forward(*given))},
+        {"JAX, jit": lambda: jax.block_until_ready(step(*given, key))},
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, candidates, rounds=9, sizes=["1x22", "16x128"])

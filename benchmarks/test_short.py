@@ -1,0 +1,39 @@
+"""A short version of every benchmark, by pytest-benchmark: `pytest benchmarks --benchmark-enable`.
+
+Compare two states of the code with its `--benchmark-autosave` and `--benchmark-compare`. As a plain
+`pytest benchmarks`, each candidate runs once.
+"""
+
+import importlib
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+SIZES = {
+    "attention": (128,),
+    "dropout": (100_000,),
+    "ensemble": (16,),
+    "forward_mode": (2, 8),
+    "per_sample": (4, 8),
+    "seed_model": (1, 22, 1),
+    "tiny_layer": (1, 8),
+}
+
+
+def _short() -> Iterator[object]:
+    for name, size in SIZES.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peers' own
+            questions = importlib.import_module(name).candidates(*size)
+        for question, calls in questions.items():
+            for candidate, call in calls.items():
+                yield pytest.param(call, id=", ".join(filter(None, (name, question, candidate))))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("call", _short())
+def test_short(call, benchmark):
+    torch.set_num_threads(1)
+    benchmark(call)
