@@ -108,7 +108,13 @@ def _module(make: Callable[[], nn.Module], call: Callable[[nn.Module, Tensor], A
 def _x_transformers() -> nn.Module:
     import x_transformers
 
-    return x_transformers.Encoder(dim=FEATURES, depth=1, heads=HEADS, attn_dim_head=4)
+    encoder = x_transformers.Encoder(dim=FEATURES, depth=1, heads=HEADS, attn_dim_head=4)
+    for part in encoder.modules():
+        if hasattr(part, "attn_fn"):
+            part.attn_fn = partial(
+                F.softmax, dim=-1
+            )  # in single by default, which differences cannot see through
+    return encoder
 
 
 def _bert() -> nn.Module:

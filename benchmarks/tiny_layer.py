@@ -24,6 +24,7 @@ def candidates(batch: int, seq: int) -> Questions:
     fast = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True).eval()
     weights = {name: weight.detach() for name, weight in train.named_parameters()}
     params, options = interop.from_torch(train)
+    params = tree.map(lambda leaf: leaf.requires_grad_(), params)
     leaves = tree.leaves(params)
     detached = tree.map(lambda leaf: leaf.detach(), params)
     x = torch.randn(batch, seq, 64)

@@ -7,7 +7,7 @@ differences of the forward say, in float64, or what a loop over them says. A cel
 "dies" or "hangs". Peers that are not installed are left out.
 
     python benchmarks/transform_table.py [subjects ...] [--transforms ...] [--backend inductor]
-        [--jobs 2] [--seconds 600] [--write README.md]
+        [--jobs 2] [--seconds 600] [--write README.md benchmarks/README.md]
 """
 
 import argparse
@@ -16,11 +16,11 @@ import math
 import multiprocessing
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from subjects import BATCH, FEATURES, SEQ, SUBJECTS, Subject, normal
@@ -40,6 +40,10 @@ PRELOAD = [  # what cells would each import; what is not installed is passed ove
 MARKS = {"right": "✓", "raises": "raises", "wrong": "**wrong**", "loops": "loops"}
 
 
+Verdicts: TypeAlias = dict[tuple[str, str], tuple[str, str]]
+"""For a function and a transform, what came of it and what it said."""
+
+
 class Question(NamedTuple):
     """A transformed function, what it is called with, and the numbers that should come."""
 
@@ -51,12 +55,8 @@ class Question(NamedTuple):
 
 def questions(subject: Subject) -> dict[str, Question]:
     """Every transform of g(t, x), whose t moves all params and x along three directions at once."""
-    T, f, params, tensordot = (
-        subject.framework,
-        subject.f,
-        subject.params,
-        subject.framework.tensordot,
-    )
+    f, params, T = subject
+    tensordot = T.tensordot
     seeds = itertools.count(10)
 
     def draw(*shape: int) -> Any:
@@ -209,21 +209,34 @@ def tried(name: str, transform: str, backend: str, seconds: float) -> tuple[str,
     try:
         return receive.recv() if receive.poll(seconds) else ("hangs", f"for {seconds} s")
     except EOFError:
+        process.join()
         return "dies", f"exit code {process.exitcode}"
     finally:
         process.kill()
         process.join()
 
 
-def table(verdicts: dict[tuple[str, str], tuple[str, str]]) -> Iterator[str]:
-    """Lines of Markdown: a row for each transform, a column for each function."""
-    names = list(dict.fromkeys(name for name, _ in verdicts))
-    rows = list(dict.fromkeys(transform for _, transform in verdicts))
-    yield f"| | {' | '.join(names)} |"
-    yield f"|---|{':---:|' * len(names)}"
-    for row in rows:
-        cells = (verdicts[name, row][0] for name in names)
-        yield f"| {row} | {' | '.join(MARKS.get(cell, cell) for cell in cells)} |"
+def table(verdicts: Verdicts, names: Sequence[str]) -> str:
+    """Markdown: a row for each transform, a column for each function named."""
+    head = f"| | {' | '.join(names)} |\n|---|{':---:|' * len(names)}\n"
+    lines = []
+    for row in dict.fromkeys(transform for _, transform in verdicts):
+        cells = [verdicts[name, row][0] for name in names]
+        lines.append(f"| {row} | {' | '.join(MARKS.get(cell, cell) for cell in cells)} |\n")
+    return head + "".join(lines)
+
+
+def write(path: Path, verdicts: Verdicts) -> None:
+    """Replace the tables in a file, where `<!-- transform table: NAME, ... -->` says its columns."""
+
+    def replaced(place: re.Match) -> str:
+        return f"{place[1]}{table(verdicts, place[2].split(', '))}{place[3]}"
+
+    pattern = r"(<!-- transform table: (.*?) -->\n).*?(<!-- end of table -->)"
+    new, places = re.subn(pattern, replaced, path.read_text(), flags=re.DOTALL)
+    if not places:
+        raise SystemExit(f"{path} must have a place for the table, got none")
+    path.write_text(new)
 
 
 def main() -> None:
@@ -235,34 +248,29 @@ def main() -> None:
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=600, help="before a cell counts as hung")
-    parser.add_argument("--write", type=Path, help="a file with a marked place for the table")
+    parser.add_argument(
+        "--write", type=Path, nargs="*", default=[], help="files with a place for it"
+    )
     given = parser.parse_args()
     unknown = set(given.subjects) - set(SUBJECTS)
     if unknown:
         parser.error(f"subject must be one of {', '.join(SUBJECTS)}, got {', '.join(unknown)}")
-    cells = list(itertools.product(given.subjects or SUBJECTS, given.transforms))
+    cells = [(name, t) for name in given.subjects or SUBJECTS for t in given.transforms]
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     with ThreadPoolExecutor(given.jobs) as pool:
         found = pool.map(lambda c: tried(*c, given.backend, given.seconds), cells)
-        verdicts = {}
+        verdicts: Verdicts = {}
         for pair, (verdict, said) in zip(cells, found, strict=True):
             print(f"{pair[0]}, {pair[1]}: {verdict} {said}", flush=True)
             if verdict != "absent":
                 verdicts[pair] = verdict, said
-    text = "\n".join(table(verdicts))
-    print(f"\ntorch {torch.__version__}, compiled with {given.backend}\n\n{text}")
-    if given.write:
-        write(given.write, text)
-
-
-def write(path: Path, text: str) -> None:
-    """Replace what stands between the marks of the table."""
-    old = path.read_text()
-    place = re.compile(r"(<!-- transform table -->\n).*(<!-- end -->)", re.DOTALL)
-    new, places = place.subn(lambda marks: f"{marks[1]}{text}\n{marks[2]}", old)
-    if places != 1:
-        raise SystemExit(f"{path} must have one '<!-- transform table -->' … '<!-- end -->'")
-    path.write_text(new)
+    names = list(dict.fromkeys(name for name, _ in verdicts))
+    print(f"\ntorch {torch.__version__}, compiled with {given.backend}\n")
+    print(table(verdicts, names))
+    for path in given.write:
+        write(path, verdicts)
+    if any(name.startswith("tinyfn") and v != "right" for (name, _), (v, _) in verdicts.items()):
+        raise SystemExit("not all of tinyfn is right")
 
 
 if __name__ == "__main__":

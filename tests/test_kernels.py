@@ -412,7 +412,8 @@ def check(f, *args, kernels):
     assert called.count("scaled_dot_product_attention") == kernels, called
 
 def asked(seq, lead, mask, bias):
-    operands = [random.normal(random.key(i), (*lead, 4, seq, 8), dtype=torch.float64) for i in range(3)]
+    shape = (*lead, 4, seq, 8)
+    operands = [random.normal(random.key(i), shape, dtype=torch.float64) for i in range(3)]
     def attend(q, k, v):
         return tinyfn.dot_product_attention(q, k, v, mask, None, bias)
     def loss(q, k, v):
@@ -421,7 +422,8 @@ def asked(seq, lead, mask, bias):
 
 bias = random.normal(random.key(3), (128, 128), dtype=torch.float64)
 padding = masks.padding(torch.tensor([100, 0]))
-for mask, added in [(None, None), (masks.causal(), None), (masks.causal() & padding, None), (None, bias)]:
+causal = masks.causal()
+for mask, added in [(None, None), (causal, None), (causal & padding, None), (None, bias)]:
     operands, attend, loss = asked(128, (2,), mask, added)
     check(attend, *operands, kernels=1)
     check(torch.func.grad(loss), *operands, kernels=0)
