@@ -96,7 +96,7 @@ def plot(title: str, results: list[Result]):
         axes.text(0, row, f" {question}", va="center", weight="bold", color="#333333")
         for result in (r for r in results if r.question == question):
             row += 1
-            own = "tinyfn" in result.candidate.lower()
+            own = result.candidate.startswith(("tinyfn", "TinyTransformer"))
             axes.barh(row, result.ratio, color="#1f5fa8" if own else "#c9d3df")
             axes.text(result.ratio, row, f" {result.ratio:.2f}", va="center", color="#333333")
             labels[row] = result.candidate
@@ -106,5 +106,5 @@ def plot(title: str, results: list[Result]):
     axes.invert_yaxis()
     axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
     axes.tick_params(length=0, labelbottom=False)
-    axes.set_title(title, loc="left", fontsize=10, color="#333333")
+    axes.set_title(title, loc="left", fontsize=10, color="#333333", pad=14)
     return figure

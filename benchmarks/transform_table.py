@@ -227,7 +227,7 @@ def table(verdicts: Verdicts, names: Sequence[str]) -> str:
 
 
 def write(path: Path, verdicts: Verdicts) -> None:
-    """Replace the tables in a file, where `<!-- transform table: NAME, ... -->` says its columns."""
+    """Replace the tables in a file, where `<!-- transform table: NAME, ... -->` names columns."""
 
     def replaced(place: re.Match) -> str:
         return f"{place[1]}{table(verdicts, place[2].split(', '))}{place[3]}"

@@ -2,13 +2,12 @@
 
 import warnings
 
-import pytest
-import torch
-from torch.nn import functional as F
-
 import measuring
+import pytest
 import subjects
+import torch
 import transform_table
+from torch.nn import functional as F
 
 
 def cubic(t):
