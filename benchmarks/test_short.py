@@ -36,7 +36,7 @@ def _short() -> Iterator[object]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("call", _short())
+@pytest.mark.parametrize("call", list(_short()))
 def test_short(call, benchmark):
     torch.set_num_threads(1)
     benchmark(call)
