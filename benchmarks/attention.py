@@ -1,7 +1,7 @@
 """What does attention alone cost, as a multiple of F.scaled_dot_product_attention?
 
 Forward and backward, causal and padded, of 4 heads of 64 features and 4 samples; and a gradient for
-every sample, where torch's own warns and loops.
+every sample, which torch's own, seeing no batch axis, computes written out (with one, it loops).
 
     python benchmarks/attention.py [--rounds 9] [--threads 1] [--sizes 128 512 2048]
 """

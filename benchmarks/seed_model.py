@@ -69,6 +69,10 @@ def candidates(
         with torch.no_grad():
             return pure(detached)
 
+    def peer_step() -> object:
+        module.train()
+        return peer_by_grad(weights)
+
     by_grad = torch.func.grad(lambda params: pure(params, key).square().mean())
     peer_by_grad = torch.func.grad(lambda weights: peer_of(weights).square().mean())
     weights = {name: weight.detach() for name, weight in module.named_parameters()}
@@ -80,7 +84,7 @@ def candidates(
         | jax_forward,
         "gradient step": {name: step(name) for name in modules}
         | {
-            "nn.Transformer, torch.func.grad": lambda: peer_by_grad(weights),
+            "nn.Transformer, torch.func.grad": peer_step,
             "tinyfn.transformer, torch.autograd.grad": lambda: torch.autograd.grad(
                 pure(params, key).square().mean(), leaves
             ),

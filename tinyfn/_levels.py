@@ -38,7 +38,7 @@ def live(*tensors: Tensor) -> Derivatives:
     """What may be asked of an operation on these tensors.
 
     ANY too where a tensor is not torch's own kind (a DTensor, a tracer's stand-in), and while
-    compiling, where operations that are written out are what the compiler fuses.
+    compiling: there, `compiled_alone` knows more.
 
     Example:
         >>> seen = []
@@ -94,10 +94,13 @@ def compiled_alone(*tensors: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
 def _traced_levels() -> bool:
-    """Whether a transform is live where the compiler stands; it guards on that by itself."""
+    """Whether a transform is live where the compiler stands."""
     return transformed() or forward_mode()
+
+
+# torch.compiler.assume_constant_result sets this, and imports the whole compiler to do so.
+_traced_levels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def push(
