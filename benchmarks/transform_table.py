@@ -258,7 +258,7 @@ def main() -> None:
     cells = [(name, t) for name in given.subjects or SUBJECTS for t in given.transforms]
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     with ThreadPoolExecutor(given.jobs) as pool:
-        found = pool.map(lambda c: tried(*c, given.backend, given.seconds), cells)
+        found = pool.map(lambda c: tried(c[0], c[1], given.backend, given.seconds), cells)
         verdicts: Verdicts = {}
         for pair, (verdict, said) in zip(cells, found, strict=True):
             print(f"{pair[0]}, {pair[1]}: {verdict} {said}", flush=True)

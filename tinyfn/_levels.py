@@ -100,7 +100,7 @@ def _traced_levels() -> bool:
 
 
 # torch.compiler.assume_constant_result sets this, and imports the whole compiler to do so.
-_traced_levels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_traced_levels._dynamo_marked_constant = True  # type: ignore[attr-defined]  it is a mark
 
 
 def push(
