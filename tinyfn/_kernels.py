@@ -41,18 +41,25 @@ class Kernel(NamedTuple):
 
 
 def _run(kernel: Kernel, *inputs: Tensor) -> Tensor:
-    if _levels.compiled_alone(*inputs):
+    if _plain(*inputs):
         return kernel.forward(*inputs)[0]
     if _levels.live(*inputs) is _levels.Derivatives.ANY:
         return kernel.formula(*inputs)
-    return _call(kernel.forward, partial(_pull_forward, kernel), kernel.lift, *inputs)[0]
+    return _closed(kernel, *inputs)
+
+
+def _closed(kernel: Kernel, *inputs: Tensor) -> Tensor:
+    return _Closed.apply(kernel.forward, partial(_pull_forward, kernel), kernel.lift, *inputs)[0]
 
 
 def _pull_forward(kernel: Kernel, grads: Tensors, inputs: Tensors, outputs: Tensors) -> Tensors:
     if _levels.forward_mode():
         return _pull_formula(kernel, grads[0], *inputs)
+    given = (grads[0], *inputs, *outputs)
+    if _plain(*given):
+        return kernel.backward(*given)
     pull = partial(_pull_backward, kernel, len(inputs))
-    return _call(kernel.backward, pull, kernel.lift, grads[0], *inputs, *outputs)
+    return _Closed.apply(kernel.backward, pull, kernel.lift, *given)
 
 
 def _pull_backward(
@@ -66,12 +73,6 @@ def _pull_backward(
 def _pull_formula(kernel: Kernel, grad: Tensor, *inputs: Tensor) -> Tensors:
     fixed = inputs[kernel.count :]
     return torch.func.vjp(lambda *xs: kernel.formula(*xs, *fixed), *inputs[: kernel.count])[1](grad)
-
-
-def _call(fused: Fused, pull: Pull, lift: Lift, *tensors: Tensor) -> Tensors:
-    if _plain(*tensors):
-        return fused(*tensors)
-    return _Closed.apply(fused, pull, lift, *tensors)
 
 
 def _plain(*tensors: Tensor) -> bool:
@@ -168,7 +169,8 @@ def layer_norm(
     if live is _levels.Derivatives.ANY or (_levels.transformed() and x.numel() < _LEAST_ELEMENTS):
         return formula(x, *params)
     forward, count = partial(_layer_norm, eps), 1 + len(params)
-    return _run(Kernel(forward, _layer_norm_backward, formula, count, _lift_by_vmap), x, *params)
+    kernel = Kernel(forward, _layer_norm_backward, formula, count, _lift_by_vmap)
+    return _closed(kernel, x, *params)
 
 
 # With fewer elements the pair's calls under torch.func cost more than they save.

@@ -60,8 +60,8 @@ def key(seed: int, *, device: Device = None) -> Key:
             _checks.kind_of(seed),
             "Pass a whole number, or derive a key from another with random.fold_in",
         )
-    word = _mixed(_FOLD + seed * _GAMMA, _MURMUR)
-    return torch.tensor(_signed(word), dtype=torch.int64, device=device)
+    word = torch.tensor(_signed(_FOLD + seed * _GAMMA), dtype=torch.int64, device=device)
+    return _mixed(word, _MURMUR)
 
 
 def split(key: Key, num: int = 2) -> Int64[Tensor, " num"]:
@@ -190,8 +190,8 @@ def bernoulli(
     _check_chance(p, shape)
     size = math.prod(shape)
     # Half a word decides: dropout draws its masks here, and a whole one costs twice the time.
-    words = _words(name, key, ((size + 1) // 2,), device)
-    halves = words.view(torch.int32)[:size].reshape(tuple(shape))
+    words = _flat_words(name, key, (size + 1) // 2, device)
+    halves = words.view(torch.int32)[:size].view(tuple(shape))
     if isinstance(p, Tensor):
         return (halves.to(torch.float64) + 2**31) * 0.5**32 < p
     if not 0 < p < 1:
@@ -379,42 +379,55 @@ def _check_dtype(function: str, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def _words(function: str, key: Key, shape: Shape, device: Device) -> Int64[Tensor, "..."]:
+    _check_shape(function, shape)
+    return _flat_words(function, key, math.prod(shape), device).view(tuple(shape))
+
+
+def _flat_words(function: str, key: Key, num: int, device: Device) -> Int64[Tensor, " num"]:
     """The key's first words. The one place that knows the generator."""
     _check_key(function, key)
-    _check_shape(function, shape)
     key = key if device is None else key.to(device)
-    words = _mixed(_counted(key ^ _WORDS, math.prod(shape)), _SPLITMIX)
-    return words.reshape(tuple(shape))
+    return _mixed(_counted(key ^ _WORDS, num), _SPLITMIX)
 
 
 def _counted(start: Key, num: int) -> Int64[Tensor, " num"]:
-    """The sums start + γ, start + 2γ, ... modulo 2⁶⁴, as γ (start / γ + 1), ...: see `_times`."""
+    """The sums start + γ, start + 2γ, ... modulo 2⁶⁴.
+
+    Compiled, as γ (start / γ + 1), ...: see `_times`.
+    """
     counter = torch.arange(1, num + 1, device=start.device)
+    if not torch.compiler.is_compiling():
+        return torch.add(start, counter, alpha=_GAMMA)
     return _times(counter + _times(start, _GAMMA_INVERSE), _GAMMA)
 
 
-def _mixed(z, mix: tuple[int, int, int, int, int]):
-    """Scatters 64 bits, one to one; a Python int comes out right modulo 2⁶⁴."""
+def _mixed(z: Tensor, mix: tuple[int, int, int, int, int]) -> Tensor:
+    """Scatters 64 bits, one to one."""
     shift, multiplier, middle_shift, last_multiplier, last_shift = mix
-    z = _times(z ^ _shifted(z, shift), multiplier)
-    z = _times(z ^ _shifted(z, middle_shift), last_multiplier)
-    return z ^ _shifted(z, last_shift)
+    z = _times(_folded(z, shift), multiplier)
+    z = _times(_folded(z, middle_shift), last_multiplier)
+    return _folded(z, last_shift)
 
 
-def _times(z, multiplier: int):
+def _folded(z: Tensor, bits: int) -> Tensor:
+    """The word xor itself shifted; in place, since that shift is in no other hands."""
+    return _shifted(z, bits).bitwise_xor_(z)
+
+
+def _times(z: Tensor, multiplier: int) -> Tensor:
     """A product modulo 2⁶⁴.
 
     Inductor writes C++, where a signed product that overflows is undefined: gcc has made of it
     wrong words, and loops that run past their end. An unsigned one wraps.
     """
-    if isinstance(z, int) or not torch.compiler.is_compiling():
-        return z * multiplier
-    return (z.view(torch.uint64) * multiplier).view(torch.int64)
+    if torch.compiler.is_compiling():
+        return (z.view(torch.uint64) * multiplier).view(torch.int64)
+    return z * multiplier
 
 
-def _shifted(z, bits: int):
+def _shifted(z: Tensor, bits: int) -> Tensor:
     """A logical shift to the right: int64's own repeats the sign."""
-    return (z >> bits) & (2 ** (64 - bits) - 1)
+    return (z >> bits).bitwise_and_(2 ** (64 - bits) - 1)
 
 
 def _top(words: Int64[Tensor, "..."], bits: int) -> Int64[Tensor, "..."]:
