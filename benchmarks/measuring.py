@@ -1,6 +1,7 @@
 """What every benchmark does: interleaved rounds, medians, ratios in a round, a table, a plot."""
 
 import argparse
+import inspect
 import os
 import platform
 import statistics
@@ -38,6 +39,13 @@ def run(
     parser.add_argument("--sizes", nargs="+", default=sizes, metavar="SIZE", help="such as 4x32")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="where to draw the ratios")
     given = parser.parse_args()
+    if given.rounds < 1 or given.threads < 1:
+        parser.error(f"--rounds and --threads must be above 0, got {given.rounds}, {given.threads}")
+    for size in given.sizes:
+        try:
+            inspect.signature(candidates).bind(*map(int, size.split("x")))
+        except (TypeError, ValueError):
+            parser.error(f"a size must be numbers joined by x, such as {sizes[0]}, got {size}")
     torch.set_num_threads(given.threads)
     if hasattr(os, "sched_setaffinity"):  # JAX has no other way to say how many threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])

@@ -55,10 +55,10 @@ def candidates(batch: int, seq: int) -> Questions:
         "tinyfn, norms of vmap(grad)": norms_of_gradients,
         "tinyfn, per_sample_grad_norms": norms,
     }
-    return {"": calls | opacus_peer(module, x) | jax_peer(params, x)}
+    return {"": calls | opacus_calls(module, x) | jax_calls(params, x)}
 
 
-def opacus_peer(module: nn.Module, x: Tensor) -> Calls:
+def opacus_calls(module: nn.Module, x: Tensor) -> Calls:
     """Opacus' own hooks, on its own attention; torch's packed one it refuses."""
     try:
         from opacus import GradSampleModule
@@ -81,7 +81,7 @@ def opacus_peer(module: nn.Module, x: Tensor) -> Calls:
     return {"Opacus, hooks": timed}
 
 
-def jax_peer(params: Any, x: Tensor) -> Calls:
+def jax_calls(params: Any, x: Tensor) -> Calls:
     """The same numbers by JAX."""
     try:
         import jax

@@ -21,6 +21,7 @@ BATCH, SEQ, FEATURES, HEADS, HIDDEN = 2, 4, 8, 2, 12
 SIZES = (FEATURES, HEADS, HIDDEN)
 F64: dict[str, Any] = {"dtype": torch.float64}
 GELU: dict[str, Any] = {"activation": F.gelu}
+TRANSFORMS = ("grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "vmap")
 
 
 class Subject(NamedTuple):
@@ -51,9 +52,8 @@ def _torch(remat: Callable[..., Any], backend: str) -> SimpleNamespace:
 
         return lambda *tensors: torch.export.export(Module(), tensors).module()(*tensors)
 
-    names = ("grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "vmap")
     return SimpleNamespace(
-        **{name: getattr(torch.func, name) for name in names},
+        **{name: getattr(torch.func, name) for name in TRANSFORMS},
         map=tree.map,
         tensordot=torch.tensordot,
         array=lambda tensor: tensor,
@@ -63,20 +63,26 @@ def _torch(remat: Callable[..., Any], backend: str) -> SimpleNamespace:
     )
 
 
-def _pure(f: Callable[..., Any], make: Callable[[], Any]) -> Maker:
-    return lambda backend: Subject(f, make(), _torch(transforms.remat, backend))
+def _checkpointed(f: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(checkpoint, f, use_reentrant=False)
+
+
+def _pure(
+    f: Callable[..., Any], make: Callable[[], Any], remat: Callable[..., Any] = transforms.remat
+) -> Maker:
+    return lambda backend: Subject(f, make(), _torch(remat, backend))
 
 
 def _own(init: Callable[..., Any]) -> Callable[[], Any]:
     return lambda: tree.map(lambda leaf: leaf + 0.1, init(random.key(0), *SIZES, **F64))
 
 
-def _attend(attend: Callable[..., Tensor]) -> Maker:
+def _attend(attend: Callable[..., Tensor], **options: Any) -> Maker:
     def f(params: dict, x: Tensor) -> Tensor:
         return attend(*(torch.einsum("...sf,hdf->...hsd", x, params[n]) for n in "qkv"), visible())
 
     shape = (HEADS, FEATURES // HEADS, FEATURES)
-    return _pure(f, lambda: {n: normal(i, *shape) for i, n in enumerate("qkv")})
+    return _pure(f, lambda: {n: normal(i, *shape) for i, n in enumerate("qkv")}, **options)
 
 
 def _module(make: Callable[[], nn.Module], call: Callable[[nn.Module, Tensor], Any]) -> Maker:
@@ -99,7 +105,7 @@ def _module(make: Callable[[], nn.Module], call: Callable[[nn.Module, Tensor], A
         return Subject(
             lambda params, x: torch.func.functional_call(called, params, (x,)),
             params,
-            _torch(lambda f: partial(checkpoint, f, use_reentrant=False), backend),
+            _torch(_checkpointed, backend),
         )
 
     return subject
@@ -110,10 +116,8 @@ def _x_transformers() -> nn.Module:
 
     encoder = x_transformers.Encoder(dim=FEATURES, depth=1, heads=HEADS, attn_dim_head=4)
     for part in encoder.modules():
-        if hasattr(part, "attn_fn"):
-            part.attn_fn = partial(
-                F.softmax, dim=-1
-            )  # in single by default, which differences cannot see through
+        if hasattr(part, "attn_fn"):  # in single by default, which differences cannot see through
+            part.attn_fn = partial(F.softmax, dim=-1)
     return encoder
 
 
@@ -173,9 +177,8 @@ def _flax(backend: str) -> Subject:
 
     layer = Layer()
     params = layer.init(jax.random.key(0), numpy.zeros((BATCH, SEQ, FEATURES)))
-    names = ("grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "vmap")
     framework = SimpleNamespace(
-        **{name: getattr(jax, name) for name in names},
+        **{name: getattr(jax, name) for name in TRANSFORMS},
         map=jax.tree.map,
         tensordot=numpy.tensordot,
         array=lambda tensor: numpy.asarray(tensor.tolist()),
@@ -210,7 +213,7 @@ SUBJECTS: dict[str, Maker] = {
     ),
     "nn.LayerNorm": _module(lambda: nn.LayerNorm(FEATURES), lambda norm, x: norm(x)),
     "F.scaled_dot_product_attention": _attend(
-        lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask)
+        lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask), remat=_checkpointed
     ),
     "nn.TransformerEncoderLayer": _module(
         lambda: nn.TransformerEncoderLayer(*SIZES, **_LAYER),

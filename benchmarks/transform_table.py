@@ -103,47 +103,46 @@ def questions(subject: Subject) -> dict[str, Question]:
     def contracted(jacobian: Callable[..., Any]) -> Callable[..., Any]:
         return lambda t, x: tensordot(weights, jacobian(t, x), weights.ndim)
 
-    ask = Question
     asked = {
-        "forward": ask(g, (t, x), lambda: numbers(g(t, x)), 0),
-        "grad": ask(T.grad(s), (t, x), gradient, 1),
-        "vjp": ask(lambda t, x: T.vjp(g, t, x)[1](weights)[0], (t, x), gradient, 1),
-        "jvp": ask(pushed(s, 1), (t, x), lambda: [slopes(1)], 1),
-        "jacrev": ask(contracted(T.jacrev(g)), (t, x), gradient, 1),
-        "jacfwd": ask(contracted(T.jacfwd(g)), (t, x), gradient, 1),
-        "hessian": ask(T.hessian(s), (t, x), curvature, 2),
-        "grad(grad)": ask(
+        "forward": Question(g, (t, x), lambda: numbers(g(t, x)), 0),
+        "grad": Question(T.grad(s), (t, x), gradient, 1),
+        "vjp": Question(lambda t, x: T.vjp(g, t, x)[1](weights)[0], (t, x), gradient, 1),
+        "jvp": Question(pushed(s, 1), (t, x), lambda: [slopes(1)], 1),
+        "jacrev": Question(contracted(T.jacrev(g)), (t, x), gradient, 1),
+        "jacfwd": Question(contracted(T.jacfwd(g)), (t, x), gradient, 1),
+        "hessian": Question(T.hessian(s), (t, x), curvature, 2),
+        "grad(grad)": Question(
             T.grad(entry(s, 0)), (t, x), lambda: [slopes(0, i) for i in range(DIRECTIONS)], 2
         ),
-        "jvp(jvp)": ask(pushed(pushed(s, 0), 1), (t, x), lambda: [slopes(0, 1)], 2),
-        "jvp(grad)": ask(
+        "jvp(jvp)": Question(pushed(pushed(s, 0), 1), (t, x), lambda: [slopes(0, 1)], 2),
+        "jvp(grad)": Question(
             pushed(T.grad(s), 0), (t, x), lambda: [slopes(0, i) for i in range(DIRECTIONS)], 2
         ),
-        "third order": ask(
+        "third order": Question(
             T.grad(entry(entry(s, 0), 1)),
             (t, x),
             lambda: [slopes(0, 1, i) for i in range(DIRECTIONS)],
             3,
         ),
-        "vmap": ask(
+        "vmap": Question(
             T.vmap(g, (None, 0)), (t, xs), lambda: [n for x in xs for n in numbers(g(t, x))], 0
         ),
-        "vmap(vmap)": ask(
+        "vmap(vmap)": Question(
             T.vmap(T.vmap(g, (None, 0)), (0, None)),
             (ts, xs),
             lambda: [n for t in ts for x in xs for n in numbers(g(t, x))],
             0,
         ),
-        "vmap(grad)": ask(
+        "vmap(grad)": Question(
             T.vmap(T.grad(s), (None, 0)), (t, xs), lambda: [n for x in xs for n in gradient(x=x)], 1
         ),
-        "vmap(hessian)": ask(
+        "vmap(hessian)": Question(
             T.vmap(T.hessian(s), (None, 0)),
             (t, xs),
             lambda: [n for x in xs for n in curvature(x=x)],
             2,
         ),
-        "grad of remat": ask(T.grad(partial(s, g=along(T.remat(f)))), (t, x), gradient, 1),
+        "grad of remat": Question(T.grad(partial(s, g=along(T.remat(f)))), (t, x), gradient, 1),
     }
     for name in ("forward", "grad", "vmap(grad)", "jvp", "hessian"):
         asked[f"compiled {name}"] = asked[name]._replace(f=T.compile(asked[name].f))
@@ -230,7 +229,11 @@ def write(path: Path, verdicts: Verdicts) -> None:
     """Replace the tables in a file, where `<!-- transform table: NAME, ... -->` names columns."""
 
     def replaced(place: re.Match) -> str:
-        return f"{place[1]}{table(verdicts, place[2].split(', '))}{place[3]}"
+        names = place[2].split(", ")
+        missing = [name for name in names if not any(name == tried for tried, _ in verdicts)]
+        if missing:
+            raise SystemExit(f"{path} asks for {', '.join(missing)}, of which nothing is known")
+        return f"{place[1]}{table(verdicts, names)}{place[3]}"
 
     pattern = r"(<!-- transform table: (.*?) -->\n).*?(<!-- end of table -->)"
     new, places = re.subn(pattern, replaced, path.read_text(), flags=re.DOTALL)
@@ -255,6 +258,8 @@ def main() -> None:
     unknown = set(given.subjects) - set(SUBJECTS)
     if unknown:
         parser.error(f"subject must be one of {', '.join(SUBJECTS)}, got {', '.join(unknown)}")
+    if given.write and (given.subjects or given.transforms != transforms):
+        parser.error("--write must be given without subjects and --transforms: it writes them all")
     cells = [(name, t) for name in given.subjects or SUBJECTS for t in given.transforms]
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     with ThreadPoolExecutor(given.jobs) as pool:

@@ -177,6 +177,12 @@ def test_import_loads_no_optional_package():
     assert loads("tinyfn", beside="torch, einops, jaxtyping", cwd=ROOT) == set()
 
 
+def test_import_does_not_load_the_compiler(fresh_python):
+    code = "import sys, {}; print('torch._dynamo' in sys.modules)"
+    assert fresh_python("-c", code.format("tinyfn")).split() == ["False"]
+    assert fresh_python("-c", code.format("torch._dynamo")).split() == ["True"]
+
+
 def test_an_import_of_an_optional_package_is_seen(tmp_path):
     (tmp_path / "broken.py").write_text("import safetensors")
     assert loads("broken", beside="json", cwd=tmp_path) == {"safetensors"}

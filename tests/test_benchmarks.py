@@ -69,17 +69,52 @@ def test_the_table_says_of_each_cell_what_came_of_it(tmp_path):
         "<!-- end of table -->",
         "b",
     ]
+    page.write_text("<!-- transform table: g, h -->\n<!-- end of table -->\n")
+    with pytest.raises(SystemExit, match="asks for h"):
+        transform_table.write(page, verdicts)
     page.write_text("no place")
     with pytest.raises(SystemExit, match="must have a place"):
         transform_table.write(page, verdicts)
 
 
-def test_ratios_are_within_a_round():
-    calls = []
-    quick, late = (lambda name=name: calls.append(name) for name in ("quick", "late"))
+def test_ratios_are_within_a_round(monkeypatch):
+    clock, calls = [0.0], []
+    # A machine that slows tenfold: the median of ratios is 2, the ratio of medians is not.
+    seconds = {"quick": [1.0, 10.0, 100.0], "late": [2.0, 10.0, 300.0]}
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
+
+    def call(name):
+        if calls.count(name):  # the first does not count
+            clock[0] += seconds[name][calls.count(name) - 1]
+        calls.append(name)
+
+    quick, late = (lambda name=name: call(name) for name in seconds)
     results = measuring.measured("which", {"quick": quick, "late": late}, 3)
     assert calls == ["quick", "late", "quick", "late", "late", "quick", "quick", "late"]
-    assert [r.candidate for r in results] == ["quick", "late"]
-    assert results[0].ratio == 1.0
-    text = measuring.table([measuring.Result("q", "a", 2.0, 1.0)], 3)
-    assert text.splitlines()[-1] == "| a | 2.00 | 1.00 |"
+    assert results == [("which", "quick", 10_000.0, 1.0), ("which", "late", 10_000.0, 2.0)]
+    assert measuring.table(results, 3).splitlines()[-1] == "| late | 10000.00 | 2.00 |"
+
+
+def test_a_plot_has_a_bar_for_each_candidate_and_ours_stands_out():
+    pytest.importorskip("matplotlib")
+    results = [
+        measuring.Result("a", "nn", 1.0, 1.0),
+        measuring.Result("a", "tinyfn.layer", 2.0, 2.0),
+        measuring.Result("b", "nn", 3.0, 1.0),
+    ]
+    (axes,) = measuring.plot("which is faster", results).axes
+    assert axes.get_title(loc="left") == "which is faster"
+    assert [bar.get_width() for bar in axes.patches] == [1.0, 2.0, 1.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["nn", "tinyfn.layer", "nn"]
+    ours = [bar.get_facecolor() for bar in axes.patches]
+    assert ours[0] == ours[2] != ours[1]
+
+
+@pytest.mark.parametrize(
+    "words", [["--rounds", "0"], ["--threads", "0"], ["--sizes", "3y4"], ["--sizes", "3x4x5"]]
+)
+def test_what_a_benchmark_cannot_measure_ends_in_a_usage(words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["it", *words])
+    with pytest.raises(SystemExit, match="2"):
+        measuring.run("What?", lambda batch, seq: {}, rounds=1, sizes=["1x2"])
+    assert "got " in capsys.readouterr().err

@@ -421,6 +421,7 @@ def backend(graph, _):
 
 def check(f, *args, kernels):
     called.clear()
+    torch.compiler.reset()
     torch.testing.assert_close(torch.compile(f, backend=backend, fullgraph=True)(*args), f(*args))
     assert called.count("scaled_dot_product_attention") == kernels, called
 
@@ -448,6 +449,33 @@ for mask, added in [(None, None), (causal, None), (causal & padding, None), (Non
     if added is not None:
         added.requires_grad_()
         check(attend, *leaves, kernels=0)
+        with torch.no_grad():
+            check(attend, *leaves, kernels=1)
+
+def few(q, k, v, mask=None, bias=None, scale=None):
+    k, v = k[..., :2, :, :], v[..., :2, :, :]
+    return tinyfn.dot_product_attention(q, k, v, mask, None, bias, scale=scale)
+
+bias = bias.detach()
+operands, attend, loss = asked(128, (2,), None, None)
+check(few, *operands, kernels=1)
+check(lambda q, k, v: few(q[..., :120, :], k, v, causal), *operands, kernels=0)
+check(lambda q, k, v: few(q, k[..., :64, :], v[..., :64, :], causal), *operands, kernels=0)
+long = [torch.cat([x, x], -2) for x in operands]
+check(lambda q, k, v: few(q[..., :128, :], k, v, causal), *long, kernels=1)
+check(lambda q, k, v: few(q, k[..., :128, :], v[..., :128, :], causal), *long, kernels=1)
+check(lambda q, k, v: few(q, k, v, causal, bias[:1]), *operands, kernels=1)
+for scale in (-0.3, 0.0):
+    check(lambda q, k, v: few(q, k, v, causal, None, scale), *operands, kernels=1)
+
+torch.compiler.reset()
+compiled = torch.compile(attend, backend=backend, fullgraph=True)
+compiled(*operands)
+with torch.autograd.forward_ad.dual_level():
+    duals = [torch.autograd.forward_ad.make_dual(x, x) for x in operands]
+    tangents = [torch.autograd.forward_ad.unpack_dual(f(*duals)).tangent
+                for f in (compiled, attend)]
+    torch.testing.assert_close(*tangents)
 
 operands, attend, loss = asked(128, (), masks.causal(), None)
 check(attend, *operands, kernels=1)

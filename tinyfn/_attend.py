@@ -414,7 +414,7 @@ def _unfit(
         return TypeError, "q, k and v", "have one dtype", f"{q.dtype}, {k.dtype} and {v.dtype}"
     if bias is not None and (
         _levels.live(bias) is _levels.Derivatives.REVERSE
-        or (_levels.compiled_alone(bias) and bias.requires_grad)
+        or (_levels.compiled_alone(bias) and bias.requires_grad and torch.is_grad_enabled())
     ):
         return ValueError, "bias", "require no gradient", "one that does"
     if isinstance(scale, Tensor):
