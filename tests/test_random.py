@@ -427,6 +427,16 @@ def test_draws_are_constants_of_derivatives(name):
     close(torch.vmap(torch.func.grad(f), (None, 0))(x, keys), each)
 
 
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # torch's own
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_linearized_function_keeps_its_draw(name):
+    total = DRAWS[name](KEY).double().nan_to_num().sum()
+    x = torch.tensor(1.5, dtype=torch.float64)
+    _, push = torch.func.linearize(lambda x: (x * DRAWS[name](KEY).double().nan_to_num()).sum(), x)
+    for _ in range(3):
+        torch.testing.assert_close(push(torch.ones_like(x)), total)
+
+
 @pytest.mark.parametrize("name", DRAWS)
 def test_functionalize_changes_nothing(name):
     assert torch.equal(torch.func.functionalize(DRAWS[name])(KEY), DRAWS[name](KEY))

@@ -410,8 +410,8 @@ def _mixed(z: Tensor, mix: tuple[int, int, int, int, int]) -> Tensor:
 
 
 def _folded(z: Tensor, bits: int) -> Tensor:
-    """The word xor itself shifted; in place, since that shift is in no other hands."""
-    return _shifted(z, bits).bitwise_xor_(z)
+    """The word xor itself shifted."""
+    return z ^ _shifted(z, bits)
 
 
 def _times(z: Tensor, multiplier: int) -> Tensor:
@@ -427,7 +427,7 @@ def _times(z: Tensor, multiplier: int) -> Tensor:
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
     """A logical shift to the right: int64's own repeats the sign."""
-    return (z >> bits).bitwise_and_(2 ** (64 - bits) - 1)
+    return (z >> bits) & (2 ** (64 - bits) - 1)
 
 
 def _top(words: Int64[Tensor, "..."], bits: int) -> Int64[Tensor, "..."]:
