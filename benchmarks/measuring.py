@@ -43,7 +43,10 @@ def run(
         parser.error(f"--rounds and --threads must be above 0, got {given.rounds}, {given.threads}")
     for size in given.sizes:
         try:
-            inspect.signature(candidates).bind(*map(int, size.split("x")))
+            numbers = [int(number) for number in size.split("x")]
+            if min(numbers) < 1:
+                raise ValueError
+            inspect.signature(candidates).bind(*numbers)
         except (TypeError, ValueError):
             parser.error(f"a size must be numbers joined by x, such as {sizes[0]}, got {size}")
     torch.set_num_threads(given.threads)

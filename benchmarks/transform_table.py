@@ -227,12 +227,16 @@ def table(verdicts: Verdicts, names: Sequence[str]) -> str:
 
 def write(path: Path, verdicts: Verdicts) -> None:
     """Replace the tables in a file, where `<!-- transform table: NAME, ... -->` names columns."""
+    known = {name for name, _ in verdicts}
 
     def replaced(place: re.Match) -> str:
         names = place[2].split(", ")
-        missing = [name for name in names if not any(name == tried for tried, _ in verdicts)]
+        missing = [name for name in names if name not in known]
         if missing:
-            raise SystemExit(f"{path} asks for {', '.join(missing)}, of which nothing is known")
+            raise SystemExit(
+                f"{path} must ask for what was tried, got {', '.join(missing)}. Install them, or "
+                "take them out of its comment"
+            )
         return f"{place[1]}{table(verdicts, names)}{place[3]}"
 
     pattern = r"(<!-- transform table: (.*?) -->\n).*?(<!-- end of table -->)"
@@ -252,7 +256,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=600, help="before a cell counts as hung")
     parser.add_argument(
-        "--write", type=Path, nargs="*", default=[], help="files with a place for it"
+        "--write", type=Path, nargs="+", default=[], help="files with a place for it"
     )
     given = parser.parse_args()
     unknown = set(given.subjects) - set(SUBJECTS)

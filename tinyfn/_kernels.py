@@ -92,7 +92,7 @@ class _Closed(Function):
     def apply(cls, fused: Fused, pull: Pull, lift: Lift, *tensors: Tensor) -> Tensors:
         if _levels.transformed():
             return super().apply(fused, pull, lift, *tensors)
-        # Without torch's look at the signature, which takes longer than all the rest.
+        # As torch does then: unwrapped, but without its look at the signature, the longest part.
         return super(Function, cls).apply(fused, pull, lift, *map(_levels.alive, tensors))
 
     @staticmethod
@@ -216,7 +216,7 @@ def attention(
         causal: Whether query i sees keys up to i only.
         scale: Of the scores.
     """
-    if _plain(q, k, v, *bias) and not bias and q.ndim == 4:
+    if not bias and q.ndim == 4 and _plain(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     on_cpu = has_cpu_pair(q)
     pair = (_cpu_attention, _cpu_backward) if on_cpu else (_sdpa, _sdpa_backward)

@@ -169,5 +169,5 @@ def _stored(params: Params) -> nn.Module:
 def _collect(module: nn.Module) -> Any:
     if isinstance(module, nn.ModuleList):
         return [_collect(child) for child in module]
-    children = {name: _collect(child) for name, child in module._modules.items()}
+    children = {name: _collect(child) for name, child in module.named_children()}
     return {**dict(module._parameters), **children}
