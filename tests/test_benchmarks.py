@@ -2,6 +2,7 @@
 
 import warnings
 from types import SimpleNamespace
+from typing import Any
 
 import measuring
 import pytest
@@ -105,9 +106,10 @@ def test_a_plot_has_a_bar_for_each_candidate_and_ours_stands_out():
     ]
     (axes,) = measuring.plot("which is faster", results).axes
     assert axes.get_title(loc="left") == "which is faster"
-    assert [bar.get_width() for bar in axes.patches] == [1.0, 2.0, 1.0]
+    bars: list[Any] = list(axes.patches)
+    assert [bar.get_width() for bar in bars] == [1.0, 2.0, 1.0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["nn", "tinyfn.layer", "nn"]
-    ours = [bar.get_facecolor() for bar in axes.patches]
+    ours = [bar.get_facecolor() for bar in bars]
     assert ours[0] == ours[2] != ours[1]
 
 

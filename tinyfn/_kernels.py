@@ -93,7 +93,8 @@ class _Closed(Function):
         if _levels.transformed():
             return super().apply(fused, pull, lift, *tensors)
         # As torch does then: unwrapped, but without its look at the signature, the longest part.
-        return super(Function, cls).apply(fused, pull, lift, *map(_levels.alive, tensors))
+        base: Any = super(Function, cls)
+        return base.apply(fused, pull, lift, *map(_levels.alive, tensors))
 
     @staticmethod
     def forward(fused: Fused, pull: Pull, lift: Lift, *tensors: Tensor) -> Tensors:
