@@ -4,10 +4,11 @@ The model is an encoder of 4 layers, 256 features, 4 heads, 512 hidden. The jvp 
 Hessian-vector product by the params. nn.TransformerEncoder raises at both; its layers written out
 (`F.linear`, softmax, layer norm by its formula) are the peer, and JAX where it is installed.
 
-    python benchmarks/forward_mode.py [--rounds 9] [--threads 1] [--sizes 4x32]
+    python benchmarks/forward_mode.py [--rounds 9] [--threads 1] [--sizes 4x32] [--compiled]
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ def candidates(batch: int, seq: int) -> Questions:
     def product(f: Any) -> Any:
         return lambda: jvp(gradient(f), (params,), (step,))
 
+    compiled = partial(torch.compile, fullgraph=True, dynamic=False)
     torch.testing.assert_close(push(tinyfn.encoder)(), push(written_out)(), atol=1e-3, rtol=1e-3)
     jax_pushes, jax_products = jax_peers(params, x, direction, step)
     pushes: Calls = {
@@ -70,12 +72,23 @@ def candidates(batch: int, seq: int) -> Questions:
         "written out, forward": lambda: written_out(params, x),
         "tinyfn, jvp": push(tinyfn.encoder),
         "written out, jvp": push(written_out),
+        "tinyfn, forward, compiled": partial(compiled(tinyfn.encoder), params, x),
+        "tinyfn, jvp, compiled": partial(
+            compiled(lambda p, x, d: jvp(lambda x: tinyfn.encoder(p, x), (x,), (d,))),
+            params,
+            x,
+            direction,
+        ),
     }
     products: Calls = {
         "tinyfn, torch.func.grad": lambda: gradient(tinyfn.encoder)(params),
         "written out, torch.func.grad": lambda: gradient(written_out)(params),
         "tinyfn, jvp(grad)": product(tinyfn.encoder),
         "written out, jvp(grad)": product(written_out),
+        "tinyfn, torch.func.grad, compiled": partial(compiled(gradient(tinyfn.encoder)), params),
+        "tinyfn, jvp(grad), compiled": partial(
+            compiled(lambda p, d: jvp(gradient(tinyfn.encoder), (p,), (d,))), params, step
+        ),
     }
     return {"jvp": pushes | jax_pushes, "Hessian-vector product": products | jax_products}
 

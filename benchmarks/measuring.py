@@ -15,6 +15,9 @@ import torch
 Calls: TypeAlias = dict[str, Callable[[], object]]
 Questions: TypeAlias = dict[str, Calls]
 
+COMPILED = ", compiled"
+"""How the names of candidates end that take minutes to compile; measured where asked for."""
+
 
 class Result(NamedTuple):
     """What a candidate took, and the median ratio to the first candidate of its question."""
@@ -34,20 +37,19 @@ def run(
     """
     title = (doc or "").splitlines()[0]
     parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=positive, default=rounds)
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--sizes", nargs="+", default=sizes, metavar="SIZE", help="such as 4x32")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="candidates whose names begin so, and the first"
+    )
+    parser.add_argument("--compiled", action="store_true", help="measure compiled candidates too")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="where to draw the ratios")
     given = parser.parse_args()
-    if given.rounds < 1 or given.threads < 1:
-        parser.error(f"--rounds and --threads must be above 0, got {given.rounds}, {given.threads}")
     for size in given.sizes:
         try:
-            numbers = [int(number) for number in size.split("x")]
-            if min(numbers) < 1:
-                raise ValueError
-            inspect.signature(candidates).bind(*numbers)
-        except (TypeError, ValueError):
+            inspect.signature(candidates).bind(*numbers(size))
+        except (TypeError, argparse.ArgumentTypeError):
             parser.error(f"a size must be numbers joined by x, such as {sizes[0]}, got {size}")
     torch.set_num_threads(given.threads)
     if hasattr(os, "sched_setaffinity"):  # JAX has no other way to say how many threads
@@ -56,13 +58,39 @@ def run(
     print(f"{machine}, float32 products: {torch.get_float32_matmul_precision()}")
     results: list[Result] = []
     for size in given.sizes:
-        for question, calls in candidates(*map(int, size.split("x"))).items():
+        for question, calls in candidates(*numbers(size)).items():
             asked = f"{size}, {question}" if question else size
+            calls = chosen(calls, given.only, given.compiled)
+            if len(calls) == 1:
+                print(f"{asked}: nothing to compare with {next(iter(calls))}\n", flush=True)
+                continue
             found = measured(asked, calls, given.rounds)
             print(table(found, given.rounds), flush=True)
             results += found
     if given.plot:
         plot(title, results).savefig(given.plot, dpi=150, bbox_inches="tight")
+
+
+def positive(text: str) -> int:
+    """A number above 0, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return int(text)
+
+
+def numbers(size: str) -> list[int]:
+    """Those of a size such as 4x32."""
+    return [positive(number) for number in size.split("x")]
+
+
+def chosen(calls: Calls, beginnings: list[str] | None = None, compiled: bool = False) -> Calls:
+    """The candidates whose names begin in one of these ways, and the first, which is the base."""
+    base, ways = next(iter(calls)), tuple(beginnings or [""])
+    return {
+        name: call
+        for name, call in calls.items()
+        if name == base or (name.startswith(ways) and (compiled or not name.endswith(COMPILED)))
+    }
 
 
 def measured(question: str, calls: Calls, rounds: int) -> list[Result]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import numbers, positive
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
@@ -84,17 +85,19 @@ def _peak() -> int:
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", default="8x256", metavar="BATCHxSEQ")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--size", type=numbers, default=[8, 256], metavar="BATCHxSEQ")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--alone", help="measure this candidate in this process")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    batch, seq = map(int, given.size.split("x"))
+    if len(given.size) != 2:
+        parser.error("argument --size: must be two numbers joined by x, such as 8x256")
+    batch, seq = given.size
     if given.alone:
         return alone(given.alone, batch, seq, given.rounds)
     print(f"torch {torch.__version__}, {given.threads} thread(s)")
-    print(f"| {given.size} | MiB | × the first | s, least of {given.rounds} | × the first |")
+    print(f"| {batch}x{seq} | MiB | × the first | s, least of {given.rounds} | × the first |")
     print("|---|---|---|---|---|")
     base: list[float] = []
     for name in candidates(1, 8):

@@ -5,7 +5,7 @@ A size is batch x positions, then layers, heads and hidden features (3x2x1024 if
 that are not installed are left out.
 
     python benchmarks/seed_model.py [--rounds 9] [--threads 1]
-        [--sizes 1x22 16x128 8x256x6x8x2048]
+        [--sizes 1x22 16x128 8x256x6x8x2048] [--compiled]
 """
 
 from collections.abc import Callable
@@ -73,8 +73,15 @@ def candidates(
         module.train()
         return peer_by_grad(weights)
 
+    def compiled_peer_step() -> object:
+        module.train()
+        loss = compiled_module(src, tgt, **_causal(seq)).square().mean()
+        return torch.autograd.grad(loss, list(module.parameters()))
+
     by_grad = torch.func.grad(lambda params: pure(params, key).square().mean())
     peer_by_grad = torch.func.grad(lambda weights: peer_of(weights).square().mean())
+    compiled_module = torch.compile(module, dynamic=False)
+    compiled_grad = torch.compile(by_grad, fullgraph=True, dynamic=False)
     weights = {name: weight.detach() for name, weight in module.named_parameters()}
     torch.testing.assert_close(pure_forward(), forward("nn.Transformer")(), atol=1e-4, rtol=1e-4)
     jax_forward, jax_step = jax_peers(detached, src, tgt, pure_forward())
@@ -89,6 +96,8 @@ def candidates(
                 pure(params, key).square().mean(), leaves
             ),
             "tinyfn.transformer, torch.func.grad": lambda: by_grad(detached),
+            "nn.Transformer, compiled": compiled_peer_step,
+            "tinyfn.transformer, torch.func.grad, compiled": lambda: compiled_grad(detached),
         }
         | jax_step,
     }

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from measuring import chosen
 
 SIZES = {
     "attention": (128,),
@@ -31,7 +32,7 @@ def _short() -> Iterator[object]:
             warnings.simplefilter("ignore")  # peers' own
             questions = importlib.import_module(name).candidates(*size)
         for question, calls in questions.items():
-            for candidate, call in calls.items():
+            for candidate, call in chosen(calls).items():
                 yield pytest.param(call, id=", ".join(filter(None, (name, question, candidate))))
 
 

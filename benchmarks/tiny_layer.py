@@ -3,7 +3,7 @@
 64 features, 4 heads, 128 hidden. torch.nn's layer has a fast path, one call of C++, for a forward
 without gradients in eval mode, and none in train mode.
 
-    python benchmarks/tiny_layer.py [--rounds 300] [--threads 1] [--sizes 1x8]
+    python benchmarks/tiny_layer.py [--rounds 300] [--threads 1] [--sizes 1x8] [--compiled]
 """
 
 from typing import Any
@@ -35,6 +35,9 @@ def candidates(batch: int, seq: int) -> Questions:
     def loss_of_peer(weights: dict[str, Tensor]) -> Tensor:
         return functional_call(train, weights, (x,)).sin().mean()
 
+    compiled = torch.compile(train, fullgraph=True, dynamic=False)
+    compiled_grad = torch.compile(grad(loss), fullgraph=True, dynamic=False)
+
     def without_gradients(f: Any, *args: Any) -> Any:
         def timed() -> object:
             with torch.no_grad():
@@ -55,6 +58,10 @@ def candidates(batch: int, seq: int) -> Questions:
             "nn.TransformerEncoderLayer, torch.func.grad": lambda: grad(loss_of_peer)(weights),
             "tinyfn.encoder_layer": lambda: torch.autograd.grad(loss(params), leaves),
             "tinyfn.encoder_layer, torch.func.grad": lambda: grad(loss)(detached),
+            "nn.TransformerEncoderLayer, compiled": lambda: torch.autograd.grad(
+                compiled(x).sin().mean(), list(train.parameters())
+            ),
+            "tinyfn.encoder_layer, torch.func.grad, compiled": lambda: compiled_grad(detached),
         },
     }
 

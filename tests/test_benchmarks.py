@@ -97,6 +97,13 @@ def test_ratios_are_within_a_round(monkeypatch):
     assert measuring.table(results, 3).splitlines()[-1] == "| late | 10000.00 | 2.00 |"
 
 
+def test_candidates_are_chosen_beside_the_first():
+    calls = {name: lambda: None for name in ("nn", "nn, compiled", "ours", "ours, compiled", "jax")}
+    assert list(measuring.chosen(calls)) == ["nn", "ours", "jax"]
+    assert list(measuring.chosen(calls, ["ou", "x"])) == ["nn", "ours"]
+    assert list(measuring.chosen(calls, ["ou"], compiled=True)) == ["nn", "ours", "ours, compiled"]
+
+
 def test_a_plot_has_a_bar_for_each_candidate_and_ours_stands_out():
     pytest.importorskip("matplotlib")
     results = [

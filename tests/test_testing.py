@@ -475,6 +475,7 @@ def test_transforms_show_a_table_of_what_failed() -> None:
         (lambda x: 2 * x if is_functional(x) else x, "functionalize"),
         (lambda x: x.sin() if x.requires_grad else x.detach().sin(), "jvp"),
         (lambda x: x.detach() * x, "vjp"),
+        (lambda x: x * torch.ones(3, dtype=F64).mul_(2), "linearize"),
     ],
 )
 def test_transforms_catch(f: Callable[[Tensor], Tensor], row: str) -> None:

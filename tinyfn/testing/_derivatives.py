@@ -7,6 +7,7 @@ it should be is a central difference, along the last direction, of a derivative 
 has already been found right; so the order below vouches for the next, and the values for the first.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any, TypeAlias
@@ -29,8 +30,9 @@ def check_derivatives(
 ) -> None:
     """Every mode of differentiation is right: grad, jvp, and all they nest to, up to `order`.
 
-    Tried are `grad`, `vjp`, `jvp`, `jacrev`, `jacfwd` and `torch.autograd`; every word of `jvp` and
-    `grad` of each length, such as `jvp(jvp)` or `grad(jvp(grad))`; every Hessian, and its `jacfwd`.
+    Tried are `grad`, `vjp`, `jvp`, `linearize`, `jacrev`, `jacfwd` and `torch.autograd`; every word
+    of `jvp` and `grad` of each length, such as `jvp(jvp)` or `grad(jvp(grad))`; every Hessian, and
+    its `jacfwd`.
     Each is tried by all arguments together and, to the second order, by every argument alone.
 
     Args:
@@ -87,7 +89,8 @@ def derivative_checks(
 
 
 def _words(order: int) -> Iterator[tuple[str, Sequence[str]]]:
-    yield from ((name, (name,)) for name in ("autograd", "grad", "jvp", "vjp", "jacrev", "jacfwd"))
+    first = ("autograd", "grad", "jvp", "vjp", "linearize", "jacrev", "jacfwd")
+    yield from ((name, (name,)) for name in first)
     for length in range(2, order + 1):
         yield f"autograd, order {length}", ("autograd",) * length
         for word in product(("grad", "jvp"), repeat=length):
@@ -161,6 +164,8 @@ class _Point:
             return _autograd(derivative, directions)
         if word[0] == "vjp":
             return _vjp(self.vector, last)
+        if word[0] == "linearize":
+            return _linearize(self.scalar, last)
         for operator, direction in zip(reversed(word), directions, strict=True):
             derivative = _OPERATORS[operator](derivative, direction)
         return derivative
@@ -225,6 +230,20 @@ def _vjp(f: Scalar, direction: Direction) -> Scalar:
     def along(*tensors: Tensor) -> Tensor:
         y, pull, *_ = torch.func.vjp(f, *tensors)
         return _dot(pull(torch.ones_like(y)), direction)
+
+    return along
+
+
+def _linearize(f: Scalar, direction: Direction) -> Scalar:
+    """The second push: in-place operations on constants are traced, and repeated by each push."""
+
+    def along(*tensors: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            # torch's own way to hold constants
+            warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node", UserWarning)
+            _, push = torch.func.linearize(f, *tensors)
+        push(*direction)
+        return push(*direction)
 
     return along
 
