@@ -16,7 +16,7 @@ from measuring import Calls, Questions, run
 from torch import Tensor, nn
 
 import tinyfn
-from tinyfn import interop, masks, random, tree
+from tinyfn import interop, masks, random, transforms, tree
 
 FEATURES, DROPOUT_P = 512, 0.1
 
@@ -78,7 +78,10 @@ def candidates(
         loss = compiled_module(src, tgt, **_causal(seq)).square().mean()
         return torch.autograd.grad(loss, list(module.parameters()))
 
-    by_grad = torch.func.grad(lambda params: pure(params, key).square().mean())
+    def loss(params: Any) -> Tensor:
+        return pure(params, key).square().mean()
+
+    by_grad, own_grad = torch.func.grad(loss), transforms.value_and_grad(loss)
     peer_by_grad = torch.func.grad(lambda weights: peer_of(weights).square().mean())
     compiled_module = torch.compile(module, dynamic=False)
     compiled_grad = torch.compile(by_grad, fullgraph=True, dynamic=False)
@@ -93,9 +96,10 @@ def candidates(
         | {
             "nn.Transformer, torch.func.grad": peer_step,
             "tinyfn.transformer, torch.autograd.grad": lambda: torch.autograd.grad(
-                pure(params, key).square().mean(), leaves
+                loss(params), leaves
             ),
             "tinyfn.transformer, torch.func.grad": lambda: by_grad(detached),
+            "tinyfn.transformer, transforms.value_and_grad": lambda: own_grad(detached),
             "nn.Transformer, compiled": compiled_peer_step,
             "tinyfn.transformer, torch.func.grad, compiled": lambda: compiled_grad(detached),
         }

@@ -20,6 +20,7 @@ SIZES = {
     "dropout": (100_000,),
     "ensemble": (16,),
     "forward_mode": (2, 8),
+    "layer_norm": (64, 16),
     "per_sample": (4, 8),
     "seed_model": (1, 22, 1),
     "tiny_layer": (1, 8),
