@@ -171,6 +171,47 @@ def test_a_pullback_can_be_carried_forward_later(small_kernels):
     torch.testing.assert_close(carried, pull(t))  # a pullback is linear
 
 
+@pytest.mark.parametrize("hooked", [True, False])
+@pytest.mark.parametrize("of", ["x", "weight", "bias", "x weight bias", "weight bias"])
+def test_autograds_own_third_order_of_a_layer_norm(of, hooked, monkeypatch):
+    if not hooked:  # a torch that does not say which node runs
+        monkeypatch.setattr(_kernels, "_current_node", None)
+    everything = {"x": numbers(2, 4), "weight": numbers(4, seed=1), "bias": numbers(4, seed=2)}
+
+    def normed(some):
+        x, *rest = {**everything, **some}.values()
+        return tinyfn.layer_norm(dict(zip(("weight", "bias"), rest, strict=True)), x)
+
+    def slopes(*some):
+        named = dict(zip(of.split(), some, strict=True))
+        loss = (normed(named) * numbers(2, 4, seed=3)).sin().sum()
+        return torch.autograd.grad(loss, some, create_graph=True)
+
+    some = tuple(everything[name].requires_grad_() for name in of.split())
+    assert torch.autograd.gradcheck(slopes, some)
+    assert torch.autograd.gradgradcheck(slopes, some)
+
+
+def test_a_batched_gradient_of_a_layer_norm_can_be_differentiated_twice_more():
+    x, basis = numbers(2, 4), torch.eye(8, dtype=F64).reshape(8, 2, 4)
+    params = {"weight": numbers(4, seed=1), "bias": numbers(4, seed=2)}
+
+    def third(norm):
+        leaf = x.clone().requires_grad_()
+        options = {"create_graph": True}
+        (jacobian,) = torch.autograd.grad(norm(leaf), leaf, basis, is_grads_batched=True, **options)
+        (second,) = torch.autograd.grad((jacobian * numbers(8, 2, 4)).sin().sum(), leaf, **options)
+        return torch.autograd.grad(second.cos().sum(), leaf)[0]
+
+    def written_out(x):
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred * (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+        return scaled * params["weight"] + params["bias"]
+
+    actual = third(lambda x: tinyfn.layer_norm(params, x))
+    torch.testing.assert_close(actual, third(written_out), rtol=1e-9, atol=1e-9)
+
+
 def test_where_torch_hides_its_levels_everything_is_written_out(monkeypatch, runs):
     monkeypatch.setattr(_levels, "_functorch", None)
     q, k, v = heads()
