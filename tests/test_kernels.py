@@ -1,12 +1,15 @@
 """Fused kernels say what their formulas say, under every transform, and run where they should."""
 
 import warnings
+from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import tinyfn
 from tinyfn import _attend, _kernels, _levels, masks, random, testing
@@ -175,7 +178,7 @@ def test_a_pullback_can_be_carried_forward_later(small_kernels):
 @pytest.mark.parametrize("of", ["x", "weight", "bias", "x weight bias", "weight bias"])
 def test_autograds_own_third_order_of_a_layer_norm(of, hooked, monkeypatch):
     if not hooked:  # a torch that does not say which node runs
-        monkeypatch.setattr(_kernels, "_current_node", None)
+        monkeypatch.setattr(_levels, "_running_node", None)
     everything = {"x": numbers(2, 4), "weight": numbers(4, seed=1), "bias": numbers(4, seed=2)}
 
     def normed(some):
@@ -188,8 +191,56 @@ def test_autograds_own_third_order_of_a_layer_norm(of, hooked, monkeypatch):
         return torch.autograd.grad(loss, some, create_graph=True)
 
     some = tuple(everything[name].requires_grad_() for name in of.split())
+    node: Any = normed({}).grad_fn
+    assert (node.name() == "NativeLayerNormBackward0") is hooked
     assert torch.autograd.gradcheck(slopes, some)
     assert torch.autograd.gradgradcheck(slopes, some)
+
+
+def kept_hooks():
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "checkpoint", "nowhere"])
+def test_a_recorded_gradient_of_a_layer_norm_where_saving_has_hooks(where):
+    params = {"weight": numbers(4, seed=1), "bias": numbers(4, seed=2)}
+    norm = partial(tinyfn.layer_norm, params)
+
+    def slope(x):
+        if where == "checkpoint":
+            y = checkpoint(norm, x, use_reentrant=False)
+        else:
+            with kept_hooks() if where == "forward" else nullcontext():
+                y = norm(x)
+        with kept_hooks() if where == "backward" else nullcontext():
+            return torch.autograd.grad(y.sin().sum(), x, create_graph=True)[0]
+
+    x = numbers(2, 4).requires_grad_()
+    expected = torch.func.grad(lambda x: norm(x).sin().sum())
+    torch.testing.assert_close(slope(x), expected(x.detach()))
+    (second,) = torch.autograd.grad(slope(x).cos().sum(), x)
+    wanted = torch.func.grad(lambda x: expected(x).cos().sum())(x.detach())
+    torch.testing.assert_close(second, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_gradient_is_the_same_recorded_or_not(dtype):
+    params = {"weight": numbers(64, seed=1).to(dtype), "bias": numbers(64, seed=2).to(dtype)}
+    x = numbers(5, 64).to(dtype).requires_grad_()
+    y = tinyfn.layer_norm(params, x)
+    given = {"retain_graph": True, "grad_outputs": numbers(5, 64, seed=3).to(dtype)}
+    (plain,), (recorded,) = (
+        torch.autograd.grad(y, x, create_graph=create, **given) for create in (False, True)
+    )
+    assert torch.equal(plain, recorded)
+
+
+def test_a_layer_norm_of_a_tensor_that_outlived_its_transform():
+    left = []
+    torch.func.grad(lambda x: [x.sum(), left.append(x)][0])(numbers(2, 4))
+    params = tinyfn.init_layer_norm(None, 4, dtype=F64)
+    expected = tinyfn.layer_norm(params, numbers(2, 4))
+    torch.testing.assert_close(tinyfn.layer_norm(params, left[0]), expected)
 
 
 def test_a_batched_gradient_of_a_layer_norm_can_be_differentiated_twice_more():

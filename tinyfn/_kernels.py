@@ -2,7 +2,8 @@
 
 A kernel comes with its formula: the same thing written out. Reverse mode is a pair of fused
 functions, the kernel and its derivative, and the derivative of the second is the formula's, right
-to any order. Forward mode cannot run fused: `_levels` tells where it is live.
+to any order; where torch's own node does the first two, a hook on it brings in the third. Forward
+mode cannot run fused: `_levels` tells where it is live.
 """
 
 import math
@@ -171,21 +172,18 @@ def layer_norm(
         return formula(x, *params)
     forward, count = partial(_layer_norm, eps), 1 + len(params)
     kernel = Kernel(forward, _layer_norm_backward, formula, count, _lift_by_vmap)
-    if _current_node is None or _levels.transformed():
-        return _closed(kernel, x, *params)
-    # A hook on torch's own node costs a tenth of what a node of ours does.
-    normed = forward(x, *params)[0]
-    node: Any = normed.grad_fn
-    node.register_hook(partial(_mend_second_order, kernel))
-    return normed
+    if not _levels.transformed() and not _levels.saved_by_hooks():
+        # A hook on torch's own node costs less than a node of ours.
+        normed = forward(x, *params)[0]
+        node: Any = normed.grad_fn
+        if hasattr(type(node), "_saved_input"):
+            node.register_hook(partial(_mend_second_order, kernel))
+            return normed
+    return _closed(kernel, x, *params)
 
 
 # With fewer elements the pair's calls under torch.func cost more than they save.
 _LEAST_ELEMENTS = 2**18
-
-
-# The node of autograd that runs now; torch has no public name for it.
-_current_node: Any = getattr(torch._C, "_current_autograd_node", None)
 
 
 def _layer_norm(eps: float, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensors:
@@ -195,7 +193,7 @@ def _layer_norm(eps: float, x: Tensor, weight: Tensor, bias: Tensor | None = Non
 def _mend_second_order(
     kernel: Kernel, pulled: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...] | None:
-    """Gradients by the formula, where they are to be differentiated: torch's are wrong from there.
+    """Closed gradients, where they are to be differentiated: torch's are wrong from there.
 
     What they are gradients by is asked of the node: a hook that held it would keep it alive for
     longer than torch does.
@@ -203,9 +201,14 @@ def _mend_second_order(
     grad = grads[0]
     if grad is None or not torch.is_grad_enabled():
         return None
-    node = _current_node()
+    node = _levels.running_node()
     inputs = (node._saved_input, node._saved_weight, node._saved_bias)[: kernel.count]
-    right = dict(enumerate(_pull_formula(kernel, grad, *inputs)))
+    if _levels.mapped_by_autograd(grad):  # which takes a Function's graph away
+        gradients = _pull_formula(kernel, grad, *inputs)
+    else:
+        outputs = (grad, node._saved_result1, node._saved_result2)  # the first is not looked at
+        gradients = _pull_forward(kernel, (grad,), inputs, outputs)
+    right = dict(enumerate(gradients))
     return tuple(None if old is None else right[i] for i, old in enumerate(pulled))
 
 

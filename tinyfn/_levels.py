@@ -17,6 +17,7 @@ _NAMES = (
     "TransformType",
     "get_interpreter_stack",
     "get_unwrapped",
+    "is_legacy_batchedtensor",
     "is_dead_tensor_wrapper",
     "is_functorch_wrapped_tensor",
     "unwrap_if_dead",
@@ -24,6 +25,10 @@ _NAMES = (
 _functorch: Any = getattr(torch._C, "_functorch", None)
 if not all(hasattr(_functorch, name) for name in _NAMES):
     _functorch = None
+_running_node: Any = getattr(torch._C, "_current_autograd_node", None)
+_saving_hooks: Any = getattr(
+    getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None
+)
 
 
 class Derivatives(Enum):
@@ -183,6 +188,42 @@ def alive(x: Tensor) -> Tensor:
     while _functorch is not None and _functorch.is_dead_tensor_wrapper(x):
         x = _functorch.unwrap_if_dead(x)
     return x
+
+
+def saved_by_hooks() -> bool:
+    """Whether what autograd saves now passes through hooks, as under a checkpoint.
+
+    Such hooks may give what was saved once only. True too where torch does not say, or could not
+    say later which node runs.
+
+    Example:
+        >>> with torch.autograd.graph.save_on_cpu():
+        ...     saved_by_hooks()
+        True
+    """
+    if _running_node is None or _saving_hooks is None:
+        return True
+    return _saving_hooks(True) is not None
+
+
+def running_node() -> Any:
+    """The node of autograd that runs now, which a hook of it may ask.
+
+    Example:
+        >>> print(running_node())
+        None
+    """
+    return _running_node()
+
+
+def mapped_by_autograd(x: Tensor) -> bool:
+    """Whether `torch.autograd.grad(..., is_grads_batched=True)` has wrapped a gradient.
+
+    Example:
+        >>> mapped_by_autograd(torch.ones(2))
+        False
+    """
+    return _functorch is not None and _functorch.is_legacy_batchedtensor(x)
 
 
 def _layers(x: Tensor) -> Iterator[Tensor]:
