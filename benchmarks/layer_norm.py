@@ -36,6 +36,10 @@ def candidates(rows: int, features: int) -> Questions:
         "written out": written_out,
     }
 
+    expected = norms["F.layer_norm"](*leaves)
+    for norm in norms.values():
+        torch.testing.assert_close(norm(*leaves), expected, atol=1e-5, rtol=1e-5)
+
     def forward(norm: Callable[..., Tensor]) -> Tensor:
         with torch.no_grad():
             return norm(*leaves)

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -94,13 +95,13 @@ def chosen(calls: Calls, beginnings: list[str] | None = None, compiled: bool = F
 
 
 def measured(question: str, calls: Calls, rounds: int) -> list[Result]:
-    """Every candidate's time; each round begins with another one, after one that does not count."""
+    """Every candidate's time; each round has an order of its own, after one that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
-    names = list(calls)
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+    names, orders = list(calls), random.Random(0)
+    for _ in range(rounds):
+        for name in orders.sample(names, len(names)):
             start = time.perf_counter()
             calls[name]()
             seconds[name].append(time.perf_counter() - start)

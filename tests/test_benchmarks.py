@@ -92,7 +92,9 @@ def test_ratios_are_within_a_round(monkeypatch):
 
     quick, late = (lambda name=name: call(name) for name in seconds)
     results = measuring.measured("which", {"quick": quick, "late": late}, 3)
-    assert calls == ["quick", "late", "quick", "late", "late", "quick", "quick", "late"]
+    assert calls[:2] == ["quick", "late"]
+    orders = {tuple(calls[start : start + 2]) for start in (2, 4, 6)}
+    assert orders == {("quick", "late"), ("late", "quick")}  # nobody always follows the same one
     assert results == [("which", "quick", 10_000.0, 1.0), ("which", "late", 10_000.0, 2.0)]
     assert measuring.table(results, 3).splitlines()[-1] == "| late | 10000.00 | 2.00 |"
 
