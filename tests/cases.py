@@ -359,3 +359,112 @@ _case(
     )(params, x),
     lambda: (_init(tinyfn.init_feed_forward, 2, 3), _x(2, 1, 2)),
 )
+_case("cross_entropy", tinyfn.cross_entropy, lambda: (_x(3, 4), torch.tensor([1, 3, 0])), (0, 1))
+_case(
+    "cross_entropy perplexity",
+    lambda logits, targets, real: (
+        tinyfn.cross_entropy(logits, targets, real, label_smoothing=0.1, z_loss=0.1),
+        tinyfn.perplexity(logits, targets, real),
+    ),
+    lambda: (_x(3, 4), torch.tensor([1, -1, 0]), torch.tensor([True, False, True])),
+    (0, 1, 2),
+    detail="_of_real_targets",
+)
+_case(
+    "encoder_model first_pool",
+    partial(tinyfn.encoder_model, **GELU),
+    lambda: (
+        _init(tinyfn.init_encoder_model, 4, 2, 3, 1, 2, vocab_size=5, pooler=True),
+        torch.tensor([1, 4, 2]),
+        masks.padding(torch.tensor(2)),
+    ),
+    (1,),
+)
+_case(
+    "encoder_model mean_pool",
+    partial(tinyfn.encoder_model, pool=tinyfn.mean_pool, **GELU),
+    lambda: (
+        _init(tinyfn.init_encoder_model, 4, 2, 3, 1, 2, in_features=3),
+        _x(3, 3),
+        masks.padding(torch.tensor(2)),
+    ),
+    (1,),
+    detail="_of_features",
+)
+
+LLAMA = {
+    "position": None,
+    "norm": tinyfn.rms_norm,
+    "norm_first": True,
+    "activation": F.silu,
+    "feed_forward": tinyfn.gated_feed_forward,
+    "attend": positions.rotary(tinyfn.dot_product_attention),
+}
+
+
+def _llama(*sizes: int) -> Any:
+    return _init(
+        tinyfn.init_language_model,
+        *sizes,
+        num_kv_heads=1,
+        final_norm=True,
+        bias=False,
+        init_norm=tinyfn.init_rms_norm,
+        init_feed_forward=tinyfn.init_gated_feed_forward,
+    )
+
+
+_case(
+    "language_model",
+    partial(tinyfn.language_model, **GELU),
+    lambda: (
+        _init(tinyfn.init_language_model, 4, 2, 3, 1, 5, tie_embeddings=True),
+        torch.tensor([1, 4, 2]),
+    ),
+    (1,),
+)
+_case(
+    "language_model",
+    partial(tinyfn.language_model, **LLAMA),
+    lambda: (_llama(4, 2, 3, 1, 5), torch.tensor([1, 4])),
+    (1,),
+    detail="_like_llama",
+)
+
+
+def _two_steps(params: Any, tokens: Tensor, mask: masks.Mask, **options: Any) -> tuple[Any, ...]:
+    cache = tinyfn.init_cache(params, capacity=3, batch=tuple(tokens.shape[:-1]))
+    first, cache = tinyfn.prefill(params, cache, tokens[..., :2], None, mask, **options)
+    second, cache = tinyfn.decode_step(params, cache, tokens[..., 2], mask, **options)
+    return first, second, cache.k[0]
+
+
+_case(
+    "prefill decode_step positions.kept positions.over_kept",
+    partial(_two_steps, **LLAMA),
+    lambda: (_llama(4, 2, 3, 1, 5), torch.tensor([1, 4, 2]), masks.causal()),
+    (1,),
+)
+_case(
+    "prefill decode_step",
+    lambda params, memory, tokens: tinyfn.decode_step(
+        params,
+        tinyfn.prefill(
+            params,
+            tinyfn.init_cache(params, memory, capacity=2),
+            tokens[..., :1],
+            cross_mask=masks.padding(torch.tensor(2)),
+            **GELU,
+        )[1],
+        tokens[..., 1],
+        cross_mask=masks.padding(torch.tensor(2)),
+        **GELU,
+    )[0],
+    lambda: (
+        _init(tinyfn.init_transformer, 4, 2, 3, 1, 1, tgt_vocab_size=5),
+        _x(3, 4),
+        torch.tensor([3, 1]),
+    ),
+    (1, 2),
+    detail="_with_memory",
+)

@@ -1,11 +1,12 @@
 """A transformer as pure functions over dicts of tensors, closed under every torch.func transform.
 
 Functions stand at the top (`tinyfn.attention`), and what they are combined with in namespaces:
-`random`, `tree`, `initializers`, `masks`, `positions`, `transforms`, `interop`, `types`. Edges that
-need an optional package are imported by name: `tinyfn.testing`, `tinyfn.plotting`,
-`tinyfn.checkpoint`.
+`random`, `tree`, `initializers`, `masks`, `positions`, `transforms`, `generation`, `interop`,
+`types`. Edges that need an optional package are imported by name: `tinyfn.testing`,
+`tinyfn.plotting`, `tinyfn.checkpoint`.
 """
 
+from tinyfn import generation as generation
 from tinyfn import initializers as initializers
 from tinyfn import interop as interop
 from tinyfn import masks as masks
@@ -27,10 +28,22 @@ from tinyfn._attend import similarity_attention as similarity_attention
 from tinyfn._attention import attention as attention
 from tinyfn._attention import attention_weights as attention_weights
 from tinyfn._attention import init_attention as init_attention
+from tinyfn._encoder_model import encoder_model as encoder_model
+from tinyfn._encoder_model import first_pool as first_pool
+from tinyfn._encoder_model import init_encoder_model as init_encoder_model
+from tinyfn._encoder_model import mean_pool as mean_pool
+from tinyfn._language_model import Cache as Cache
+from tinyfn._language_model import decode_step as decode_step
+from tinyfn._language_model import init_cache as init_cache
+from tinyfn._language_model import init_language_model as init_language_model
+from tinyfn._language_model import language_model as language_model
+from tinyfn._language_model import prefill as prefill
 from tinyfn._layers import decoder_layer as decoder_layer
 from tinyfn._layers import encoder_layer as encoder_layer
 from tinyfn._layers import init_decoder_layer as init_decoder_layer
 from tinyfn._layers import init_encoder_layer as init_encoder_layer
+from tinyfn._losses import cross_entropy as cross_entropy
+from tinyfn._losses import perplexity as perplexity
 from tinyfn._module import TinyTransformer as TinyTransformer
 from tinyfn._primitives import dropout as dropout
 from tinyfn._primitives import embedding as embedding

@@ -2,14 +2,17 @@
 
 import argparse
 import dataclasses
+import itertools
 import sys
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 from tinyfn import _checks, plotting, tree
-from tinyfn.pronunciation import data, evaluate, model, train, weights
+from tinyfn.pronunciation import data, evaluate, model, peer, train, weights
 
 SHOWN = ("science", "physics", "chalk", "psalm", "mirage")  # test words
 
@@ -43,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m tinyfn", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_compare(commands.add_parser("compare", help="train beside nn.Transformer"))
     _add_train(commands.add_parser("train", help="train on the CMU dictionary"))
     _add_evaluate(commands.add_parser("evaluate", help="word and phoneme error on test words"))
     _add_pronounce(commands.add_parser("pronounce", help="the phonemes of words"))
@@ -54,7 +58,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, default=Path("run"), metavar="DIR", help="where files go (run)")
     add("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    add("--device", default="cpu", help="cpu (default), cuda, mps, ...")
+    _add_plan(parser)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, mps, ...")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=_positive, help="as many steps as these allow (10)")
     length.add_argument("--steps", type=_count, help="this many steps; also of a resumed run")
@@ -99,9 +107,8 @@ def _train(options: argparse.Namespace) -> int:
         plan = train.replanned(*found, options.steps)
     sides = _limited(data.split(data.load()), plan.limit)
     batches = data.Batches(data.pairs(sides["train"]), plan.max_tokens)
-    if options.steps is None and not found:
-        steps = train.planned_steps(options.minutes or 10.0, plan, batches, device)
-        plan = dataclasses.replace(plan, steps=steps)
+    if not found:
+        plan = _timed(plan, options, batches, device)
     state = found[0] if found else train.start(plan, device)
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"{tree.size(state.params):,} params, {plan.steps:,} steps", file=sys.stderr)
@@ -110,7 +117,42 @@ def _train(options: argparse.Namespace) -> int:
         return 130
     test = evaluate.evaluate(state.params, sides["test"])
     weights.ship(options.out / "weights.safetensors", state, plan, test, device)
-    print(_table({"test": test}))
+    print(_table("", {"test": test}))
+    return 0
+
+
+def _timed(
+    plan: train.Plan, options: argparse.Namespace, batches: data.Batches, device: torch.device
+) -> train.Plan:
+    """The plan with as many steps as the minutes allow, if none were given."""
+    if options.steps is not None:
+        return plan
+    steps = train.planned_steps(options.minutes or 10.0, plan, batches, device)
+    return dataclasses.replace(plan, steps=steps)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_compare)
+    _add_plan(parser)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """Both trained for the same steps on the same batches, and decoded by the same search."""
+    device, plan = _device(options.device), _plan(options)
+    sides = _limited(data.split(data.load()), plan.limit)
+    batches = data.Batches(data.pairs(sides["train"]), plan.max_tokens)
+    plan = _timed(plan, options, batches, device)
+    state = train.start(plan, device)
+    with tempfile.TemporaryDirectory() as out:
+        if not train.run(state, plan, batches, sides["validation"], Path(out), device):
+            return 130
+    listed = list(sides["test"].values())
+    peer_params, peer_options = peer.params_of(peer.trained(plan, batches, device))
+    rows = {
+        "tinyfn": model.pronounce(state.params, list(sides["test"])),
+        "nn.Transformer": model.pronounce(peer_params, list(sides["test"]), options=peer_options),
+    }
+    print(_table("", {name: evaluate.errors(found, listed) for name, found in rows.items()}))
     return 0
 
 
@@ -159,6 +201,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_evaluate)
     _add_weights(parser)
     parser.add_argument("--limit", type=_count, metavar="N", help="use only this many words")
+    parser.add_argument("--beams", type=_count, default=5, metavar="N", help="for a search (5)")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write pictures there")
 
 
@@ -171,16 +214,29 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     params = weights.load(options.weights, _device(options.device))
     words = _limited(data.split(data.load()), options.limit)["test"]
-    found = model.pronounce(params, list(words))
-    lengths = {"1-5 letters": (1, 5), "6-8 letters": (6, 8), "9 or more": (9, 99)}
-    rows = {
-        name: _errors(words, found, low, high)
-        for name, (low, high) in {**lengths, "all test words": (1, 99)}.items()
-    }
-    print(_table({name: errors for name, errors in rows.items() if errors.words}))
+    beams = f"beam search, {options.beams} beams"
+    for name, num_beams in (("greedy", 1), (beams, options.beams)):
+        found = model.pronounce(params, list(words), num_beams=num_beams)
+        print(_report(name, words, found), end="\n\n")
+    listed = list(words.values())
+    most = evaluate.confusions(found, listed)[:10]
+    print("most frequent confusions, listed > found (beam search):")
+    print("  ".join(f"{a} > {b} {count}" for a, b, count in most))
     if options.plot:
         _plot(options.plot, params, weights.record(options.weights))
     return 0
+
+
+def _report(name: str, words: data.Dictionary, found: list[data.Pronunciation]) -> str:
+    lengths = {"1-5 letters": (1, 5), "6-8 letters": (6, 8), "9 or more": (9, 99)}
+    rows = {
+        row: _errors(words, found, low, high)
+        for row, (low, high) in {**lengths, "all test words": (1, 99)}.items()
+    }
+    table = _table(name, {row: errors for row, errors in rows.items() if errors.words})
+    low_high = evaluate.interval(found, list(words.values()))
+    ranges = "".join(f"{f'{low:.1%}-{high:.1%}':>15}" for low, high in low_high)
+    return f"{table}\n{'95% of draws':23}{ranges}"
 
 
 def _errors(
@@ -194,10 +250,10 @@ def _errors(
     return evaluate.errors([phonemes for phonemes, _ in rows], [listed for _, listed in rows])
 
 
-def _table(rows: dict[str, evaluate.Errors]) -> str:
-    lines = [f"{'':16}{'words':>7}{'word error':>13}{'phoneme error':>16}"]
+def _table(title: str, rows: dict[str, evaluate.Errors]) -> str:
+    lines = [f"{title:23}{'words':>7}{'word error':>13}{'phoneme error':>16}"]
     lines += [
-        f"{name:16}{found.words:7,}{found.word_error:13.1%}{found.phoneme_error:16.1%}"
+        f"{name:23}{found.words:7,}{found.word_error:13.1%}{found.phoneme_error:16.1%}"
         for name, found in rows.items()
     ]
     return "\n".join(lines)
@@ -225,7 +281,8 @@ def _plot(folder: Path, params: dict, record: dict) -> None:
 def _add_pronounce(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_pronounce)
     _add_weights(parser)
-    parser.add_argument("words", nargs="+", metavar="WORD", help="of the letters a to z")
+    words = "of the letters a to z; without any, those of standard input are read"
+    parser.add_argument("words", nargs="*", metavar="WORD", help=words)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw where its heads look")
 
 
@@ -235,15 +292,25 @@ def _pronounce(options: argparse.Namespace) -> int:
         raise _checks.fail(
             ValueError, "pronounce", "--plot", "have one WORD", len(options.words), "Draw each"
         )
+    if options.plot and not options.words:
+        raise _checks.fail(ValueError, "pronounce", "--plot", "have one WORD", "none", "Name it")
     params = weights.load(options.weights, _device(options.device))
-    width = max(map(len, options.words))
-    for word, phonemes in zip(options.words, model.pronounce(params, options.words), strict=True):
-        print(f"{word:{width}}  {' '.join(phonemes)}")
+    for words in [options.words] if options.words else _batches(sys.stdin):
+        width = max(map(len, words))
+        for word, phonemes in zip(words, model.pronounce(params, words), strict=True):
+            print(f"{word:{width}}  {' '.join(phonemes)}")
     if options.plot:
         phonemes, layers = model.cross_attention(params, *options.words)
         labels = ([*phonemes, "end"], list(options.words[0]))
         plotting.attention_maps(layers, *labels, title=options.words[0]).savefig(options.plot)
     return 0
+
+
+def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
+    """The words of lines, many at a time."""
+    words = (word for line in lines for word in line.split())
+    while batch := list(itertools.islice(words, 2048)):
+        yield batch
 
 
 if __name__ == "__main__":

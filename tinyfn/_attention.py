@@ -130,9 +130,9 @@ def attention(
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
     _check_sequences("attention", q=q, k=k, v=v)
-    q_heads = _split_heads(params, "q_proj", q)
-    k, v = _contain_hidden(mask, q_heads, k, v)
-    k_heads, v_heads = _split_heads(params, "k_proj", k), _split_heads(params, "v_proj", v)
+    q_heads = split_heads(params, "q_proj", q)
+    k, v = contain_hidden(mask, q_heads, k, v)
+    k_heads, v_heads = split_heads(params, "k_proj", k), split_heads(params, "v_proj", v)
     if "attend" in params:
         attend = partial(attend, params["attend"])
     mixed = attend(q_heads, k_heads, v_heads, mask, key, bias, dropout_p=dropout_p)
@@ -165,7 +165,7 @@ def _check_sequences(function: str, **sequences: Tensor) -> None:
         )
 
 
-def _contain_hidden(
+def contain_hidden(
     mask: Mask | Tensor | None, q_heads: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Zeros for what no query sees: a NaN there would reach the projections' gradients."""
@@ -180,7 +180,14 @@ def _contain_hidden(
     return contained, contained if v is k else torch.where(seen, v, 0.0)
 
 
-def _split_heads(params: Params, name: str, x: Tensor) -> Tensor:
+def split_heads(params: Params, name: str, x: Tensor) -> Tensor:
+    """`x` through a projection of an attention's params, (... heads seq head_dim).
+
+    Example:
+        >>> params = init_attention(random.key(0), num_features=8, num_heads=2)
+        >>> split_heads(params, "k_proj", torch.ones(5, 8)).shape
+        torch.Size([2, 5, 4])
+    """
     proj = _checks.part("attention", params, name)
     weight = _checks.part("attention", proj, "weight")
     _checks.features("attention", name.removesuffix("_proj"), x, weight.shape[-1], min_ndim=2)
@@ -228,9 +235,9 @@ def attention_weights(
         tensor([0.5000, 0.5000, 0.0000, 0.0000, 0.0000])
     """
     _check_sequences("attention_weights", q=q, k=k)
-    q_heads = _split_heads(params, "q_proj", q)
-    k, _ = _contain_hidden(mask, q_heads, k, k)
-    k_heads = _split_heads(params, "k_proj", k)
+    q_heads = split_heads(params, "q_proj", q)
+    k, _ = contain_hidden(mask, q_heads, k, k)
+    k_heads = split_heads(params, "k_proj", k)
     if "attend" in params:
         attend = partial(attend, params["attend"])
     return attend_weights(attend, q_heads, k_heads, mask, bias)

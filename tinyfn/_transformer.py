@@ -186,7 +186,7 @@ def encoder(
     """
     layers = _checks.part("encoder", params, "layers")
     position_key, *keys = random.split_or_none(key, len(layers) + 1)
-    x = _enter("encoder", params, x, position_key, position, embed, dropout_p)
+    x = enter("encoder", params, x, position_key, position, embed, dropout_p)
     mask = _built(mask, x, x)
     run = partial(encoder_layer, norm=norm, dropout_p=dropout_p, **layer)
     run = transforms.remat(run) if remat else run
@@ -240,7 +240,7 @@ def decoder(
     """
     layers = _checks.part("decoder", params, "layers")
     position_key, *keys = random.split_or_none(key, len(layers) + 1)
-    x = _enter("decoder", params, x, position_key, position, embed, dropout_p)
+    x = enter("decoder", params, x, position_key, position, embed, dropout_p)
     self_mask, cross_mask = _built(self_mask, x, x), _built(cross_mask, x, memory)
     run = partial(decoder_layer, norm=norm, dropout_p=dropout_p, **layer)
     run = transforms.remat(run) if remat else run
@@ -249,7 +249,7 @@ def decoder(
     return norm(params["final_norm"], x) if "final_norm" in params else x
 
 
-def _enter(
+def enter(
     function: str,
     params: Params,
     x: Tensor,
@@ -258,7 +258,12 @@ def _enter(
     embed: Embed,
     dropout_p: float,
 ) -> Tensor:
-    """Features of token ids, and their positions."""
+    """Features of token ids, and their positions: what goes into a stack's first layer.
+
+    Example:
+        >>> enter("encoder", {}, torch.ones(2, 3), None, None, scaled_embedding, 0.0).shape
+        torch.Size([2, 3])
+    """
     if not isinstance(x, Tensor):
         remedy = "Make one with torch.tensor"
         requirement = "be a tensor of features or of token ids"
@@ -423,18 +428,48 @@ def transformer(
 
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
-    stacks = [_checks.part("transformer", params, name) for name in ("encoder", "decoder")]
+    for name in ("encoder", "decoder"):
+        _checks.part("transformer", params, name)
     encoder_key, decoder_key = random.split_or_none(key, 2)
-    if "embedding" in params:
-        src, tgt = embed(params["embedding"], src), embed(params["embedding"], tgt)
     options = {"position": position, "embed": embed, **layer}
-    memory = encoder(stacks[0], src, src_mask, encoder_key, **options)
+    memory = encode(params, src, src_mask, encoder_key, **options)
+    if "embedding" in params:
+        tgt = embed(params["embedding"], tgt)
     options["cross_attend"] = cross_attend
-    x = decoder(stacks[1], tgt, memory, tgt_mask, memory_mask, decoder_key, **options)
-    return _logits(params, x)
+    x = decoder(params["decoder"], tgt, memory, tgt_mask, memory_mask, decoder_key, **options)
+    return to_logits(params, x)
 
 
-def _logits(params: Params, x: Tensor) -> Tensor:
+def encode(
+    params: Params,
+    src: Tensor,
+    src_mask: Mask | Tensor | None = None,
+    key: Key | None = None,
+    *,
+    position: Position | None = positions.add_sinusoidal,
+    embed: Embed = scaled_embedding,
+    **options: Any,
+) -> Tensor:
+    """What the encoder of a transformer makes of the source, its embedding shared or not.
+
+    Example:
+        >>> params = init_transformer(random.key(0), 8, 2, 16, 1, 1)
+        >>> encode(params, torch.ones(5, 8)).shape
+        torch.Size([5, 8])
+    """
+    stack = _checks.part("transformer", params, "encoder")
+    if "embedding" in params:
+        src = embed(params["embedding"], src)
+    return encoder(stack, src, src_mask, key, position=position, embed=embed, **options)
+
+
+def to_logits(params: Params, x: Tensor) -> Tensor:
+    """What the decoder gave, through `linear` or, where it is tied, the target embedding.
+
+    Example:
+        >>> to_logits({"decoder": {"embedding": {"weight": torch.ones(5, 2)}}}, torch.ones(2)).shape
+        torch.Size([5])
+    """
     if "linear" in params:
         return linear(params["linear"], x)
     tied = params.get("embedding", params["decoder"].get("embedding"))

@@ -151,14 +151,18 @@ class _Grid(NamedTuple):
     q_seq: int
     kv_seq: int
     device: torch.device | None
+    q_at: Tensor | None = None
+    kv_at: Tensor | None = None
 
     @property
     def q(self) -> Tensor:
-        return torch.arange(self.q_seq, device=self.device).unsqueeze(-1)
+        at = torch.arange(self.q_seq, device=self.device) if self.q_at is None else self.q_at
+        return at.unsqueeze(-1)
 
     @property
     def kv(self) -> Tensor:
-        return torch.arange(self.kv_seq, device=self.device).unsqueeze(0)
+        at = torch.arange(self.kv_seq, device=self.device) if self.kv_at is None else self.kv_at
+        return at.unsqueeze(-2)
 
 
 def _apply(mask: Mask, grid: _Grid) -> Tensor:
@@ -454,7 +458,7 @@ def may_hide_keys(mask: Mask | Tensor | None, q_seq: int, kv_seq: int) -> bool:
         >>> may_hide_keys(causal(), 3, 3), may_hide_keys(causal(), 3, 4)
         (False, True)
     """
-    if mask is None or (isinstance(mask, Mask) and mask.rule is _full):
+    if mask is None or (isinstance(mask, Mask) and mask.rule in (_full, _shown)):
         return False
     if isinstance(mask, Mask) and mask.rule is _made:
         return may_hide_keys(mask.leaves["mask"], q_seq, kv_seq)
@@ -510,4 +514,74 @@ def built(mask: Mask, q_seq: int, kv_seq: int, device: torch.device) -> Mask | N
 
 
 def _made(grid: _Grid, mask: Mask, made: Tensor, q_seq: int, kv_seq: int) -> Tensor:
-    return made if (grid.q_seq, grid.kv_seq) == (q_seq, kv_seq) else _apply(mask, grid)
+    counted = grid.q_at is None and grid.kv_at is None
+    fits = counted and (grid.q_seq, grid.kv_seq) == (q_seq, kv_seq)
+    return made if fits else _apply(mask, grid)
+
+
+def between(
+    mask: Mask,
+    q_at: Integer[Tensor, "... q_seq"],
+    kv_at: Integer[Tensor, "... kv_seq"],
+) -> Bool[Tensor, "..."]:
+    """Whether a query at a position may attend to a key at another, as a cache has them.
+
+    Args:
+        mask: Of rules over positions.
+        q_at: The position of each query.
+        kv_at: The position of each key.
+
+    Raises:
+        ValueError: The mask holds a tensor of another size, such as `dense`.
+
+    Example:
+        >>> between(causal(), torch.tensor([5]), torch.tensor([4, 5, 6]))
+        tensor([[ True,  True, False]])
+    """
+    return _apply(mask, _Grid(q_at.shape[-1], kv_at.shape[-1], q_at.device, q_at, kv_at))
+
+
+def reach(mask: Mask) -> tuple[int | None, int | None]:
+    """How many keys back and how many ahead a query may look at most; None where no limit is known.
+
+    A prefix counts as no look ahead: it is there before what follows it is.
+
+    Example:
+        >>> reach(causal()), reach(causal() & window(2, 5))
+        ((None, 0), (2, 0))
+    """
+    if mask.rule is _made:
+        return reach(mask.leaves["mask"])
+    if mask.rule is _causal:
+        return None, mask.statics.get("offset")
+    if mask.rule is _window:
+        return mask.statics.get("left"), mask.statics.get("right")
+    if mask.rule is _prefix:
+        return None, 0
+    if mask.rule in (_and, _or):
+        choose = _closest if mask.rule is _and else _farthest
+        (back, ahead), (other_back, other_ahead) = map(reach, mask.leaves.values())
+        return choose(back, other_back), choose(ahead, other_ahead)
+    return None, None
+
+
+def _closest(a: int | None, b: int | None) -> int | None:
+    return b if a is None else a if b is None else min(a, b)
+
+
+def _farthest(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else max(a, b)
+
+
+def shown(tensor: Bool[Tensor, "... q_seq kv_seq"]) -> Mask:
+    """A mask over keys of which none holds anything that no query ever saw: `may_hide_keys` is no.
+
+    Example:
+        >>> may_hide_keys(shown(torch.tensor([[True, False]])), 1, 2)
+        False
+    """
+    return _mask(_shown, tensor=tensor)
+
+
+def _shown(grid: _Grid, tensor: Tensor) -> Tensor:
+    return tensor

@@ -8,9 +8,14 @@
 The first two are tables, joined to the features by adding or by concatenating. A stack takes the
 joining as `position=`, a function of (params, x): `add_sinusoidal`, `concatenate_learned`, ... The
 last two act inside attention: they wrap an attend, and are passed as `attend=`.
+
+An offset is the position of the first of a sequence; one for each example, if a tensor with the
+batch's leading axes.
 """
 
 import math
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +26,7 @@ from torch import Tensor
 from tinyfn import _checks, initializers
 from tinyfn.types import Attend, Initializer, Key, Params
 
-Offset = int | Integer[Tensor, ""]
+Offset = int | Integer[Tensor, "..."]
 
 
 def sinusoidal(
@@ -32,7 +37,7 @@ def sinusoidal(
     theta: float = 10000.0,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Float[Tensor, "seq features"]:
+) -> Float[Tensor, "... seq features"]:
     """A table of sines and cosines of geometrically falling frequencies, interleaved.
 
     Args:
@@ -57,7 +62,7 @@ def sinusoidal(
     _checks.at_least("positions.sinusoidal", "num_features", num_features)
     _check_theta("positions.sinusoidal", theta)
     angles = _angles(seq, num_features, offset, theta, device)
-    table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[:, :num_features]
+    table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., :num_features]
     return table.to(dtype or torch.get_default_dtype())
 
 
@@ -70,12 +75,17 @@ def _check_theta(function: str, theta: float) -> None:
 def _angles(
     seq: int, num_features: int, offset: Offset, theta: float, device: torch.device | str | None
 ) -> Tensor:
-    """Position times frequency, (seq, ⌈features / 2⌉), in float64 where the device has it."""
+    """Position times frequency, (... seq ⌈features / 2⌉), in float64 where the device has it."""
     exact = _exact(device)
     pair = torch.arange(0, num_features, 2, dtype=exact, device=device)
     frequency = torch.exp(pair * (-math.log(theta) / num_features))
-    position = torch.arange(seq, device=device) + offset
-    return position.to(exact).unsqueeze(-1) * frequency
+    return _count(seq, offset, device).to(exact).unsqueeze(-1) * frequency
+
+
+def _count(seq: int, offset: Offset, device: torch.device | str | None) -> Tensor:
+    """The positions from an offset on, (... seq)."""
+    first = offset.unsqueeze(-1) if isinstance(offset, Tensor) else offset
+    return torch.arange(seq, device=device) + first
 
 
 def _exact(device: torch.device | str | None) -> torch.dtype:
@@ -115,13 +125,13 @@ def init_learned(
     return {"weight": weight}
 
 
-def learned(params: Params, seq: int, *, offset: Offset = 0) -> Float[Tensor, "seq features"]:
+def learned(params: Params, seq: int, *, offset: Offset = 0) -> Float[Tensor, "... seq features"]:
     """The first rows of a table that is trained.
 
     Args:
         params: From `init_learned`: `weight` (max_len, features).
         seq: How many positions.
-        offset: The first position.
+        offset: The first position. Where a tensor leads beyond the table, the row is NaN.
 
     Raises:
         ValueError: The sequence is longer than the table, or `offset` is below 0.
@@ -148,18 +158,22 @@ def learned(params: Params, seq: int, *, offset: Offset = 0) -> Float[Tensor, "s
             "Shorten the sequence, or make a longer table with init_learned",
         )
     if isinstance(offset, Tensor):
-        return weight[offset + torch.arange(seq, device=weight.device)]
+        at = _count(seq, offset, weight.device)
+        within = (at >= 0) & (at < weight.shape[0])
+        rows = weight[torch.where(within, at, 0)]
+        return torch.where(within.unsqueeze(-1), rows, torch.nan)
     return weight[offset:end]
 
 
 def add(
-    x: Float[Tensor, "... seq features"], table: Float[Tensor, "seq features"]
+    x: Float[Tensor, "... seq features"], table: Float[Tensor, "*batch seq features"]
 ) -> Float[Tensor, "... seq features"]:
     """Positions added to the features: as many numbers as before.
 
     Args:
         x: Features.
-        table: A row for each position, as wide as the features.
+        table: A row for each position, as wide as the features; one table for all of the batch, or
+            one for each example.
 
     Raises:
         ValueError: The table has other sizes than the features.
@@ -170,7 +184,7 @@ def add(
                 [1.8415, 1.5403]])
     """
     _check_features("add", x)
-    if x.shape[-2:] != table.shape:
+    if x.shape[-2:] != table.shape[-2:] or (table.ndim > 2 and x.shape != table.shape):
         raise _checks.fail(
             ValueError,
             "positions.add",
@@ -183,13 +197,13 @@ def add(
 
 
 def concatenate(
-    x: Float[Tensor, "... seq features"], table: Float[Tensor, "seq position_features"]
+    x: Float[Tensor, "... seq features"], table: Float[Tensor, "*batch seq position_features"]
 ) -> Float[Tensor, "... seq joined_features"]:
     """Positions put behind the features: more numbers than before, none of them mixed.
 
     Args:
         x: Features.
-        table: A row for each position, of any width.
+        table: A row for each position, of any width; one for all, or one for each example.
 
     Raises:
         ValueError: The table has another number of positions.
@@ -200,7 +214,7 @@ def concatenate(
                 [1.0000, 0.8415, 0.5403]])
     """
     _check_features("concatenate", x)
-    if x.shape[-2] != table.shape[0]:
+    if x.shape[-2] != table.shape[-2] or (table.ndim > 2 and x.shape[:-1] != table.shape[:-1]):
         raise _checks.fail(
             ValueError,
             "positions.concatenate",
@@ -340,6 +354,9 @@ def rotate(
             "Choose other num_features, num_heads or head_dim",
         )
     angles = _angles(x.shape[-2], head_dim, offset, theta, x.device)
+    if angles.ndim > 2:  # the batch's axes come first; between them and these may stand heads
+        between = (1,) * (x.ndim - angles.ndim)
+        angles = angles.reshape(*angles.shape[:-2], *between, *angles.shape[-2:])
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -364,16 +381,45 @@ def rotary(
 
     Reference: Su et al., "RoFormer", 2021, arXiv 2104.09864.
     """
+    return _Rotary(attend, offset, kv_offset, theta)
 
-    def turn(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        turned = rotate(q, offset=offset, theta=theta)
-        return turned, rotate(k, offset=kv_offset, theta=theta)
 
-    def rotary_attend(*args: Any, **options: Any) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class _Rotary:
+    """What `rotary` returns: an attend, and what a cache asks of it."""
+
+    attend: Attend
+    offset: Any
+    kv_offset: Any
+    theta: float
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
         params, (q, k, v, *rest), options = _split_arguments(args, options)
-        return attend(*params, *turn(q, k), v, *rest, **options)
+        q = rotate(q, offset=self.offset, theta=self.theta)
+        k = rotate(k, offset=self.kv_offset, theta=self.theta)
+        return self.attend(*params, q, k, v, *rest, **options)
 
-    return rotary_attend
+    def kept(self, k: Tensor, kv_offset: Tensor | int) -> Tensor:
+        turned = rotate(k, offset=self.kv_offset + kv_offset, theta=self.theta)
+        return kept(self.attend, turned, kv_offset)
+
+    def over_kept(self, offset: Tensor, kv_at: Tensor) -> Attend:
+        return _Turning(over_kept(self.attend, offset, kv_at), self.offset + offset, self.theta)
+
+
+@dataclass(frozen=True, eq=False)
+class _Turning:
+    """Rotary attention where the keys have turned already."""
+
+    attend: Attend
+    offset: Any
+    theta: float
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
+        params, (q, *rest), options = _split_arguments(args, options)
+        return self.attend(
+            *params, rotate(q, offset=self.offset, theta=self.theta), *rest, **options
+        )
 
 
 def alibi(attend: Attend, *, offset: Offset = 0) -> Attend:
@@ -391,15 +437,70 @@ def alibi(attend: Attend, *, offset: Offset = 0) -> Attend:
 
     Reference: Press, Smith and Lewis, "Train Short, Test Long", 2021, arXiv 2108.12409.
     """
+    return _Alibi(attend, offset)
 
-    def alibi_attend(*args: Any, **options: Any) -> Tensor:
+
+@dataclass(frozen=True, eq=False)
+class _Alibi:
+    """What `alibi` returns: an attend, and what a cache asks of it."""
+
+    attend: Attend
+    offset: Any
+    q_offset: Any = 0
+    kv_at: Tensor | None = None
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
         params, (q, k, v, mask, key, bias), options = _split_arguments(args, options)
-        made = {"offset": offset, "dtype": q.dtype, "device": q.device}
-        falling = alibi_bias(q.shape[-3], q.shape[-2], k.shape[-2], **made)
+        q_at = _count(q.shape[-2], self.offset + self.q_offset, q.device)
+        kv_at = _count(k.shape[-2], 0, q.device) if self.kv_at is None else self.kv_at
+        falling = _falling(q.shape[-3], q_at, kv_at, q.dtype)
         bias = falling if bias is None else bias + falling
-        return attend(*params, q, k, v, mask, key, bias, **options)
+        return self.attend(*params, q, k, v, mask, key, bias, **options)
 
-    return alibi_attend
+    def kept(self, k: Tensor, kv_offset: Tensor | int) -> Tensor:
+        return kept(self.attend, k, kv_offset)
+
+    def over_kept(self, offset: Tensor, kv_at: Tensor) -> Attend:
+        return _Alibi(over_kept(self.attend, offset, kv_at), self.offset, offset, kv_at)
+
+
+def kept(attend: Attend, k: Tensor, kv_offset: Tensor | int) -> Tensor:
+    """Keys (... kv_heads kv_seq head_dim) as a cache keeps them for an attend: turned, say.
+
+    Args:
+        attend: Of this module around any other, or any other; in a `partial` or not.
+        k: New keys.
+        kv_offset: The position of the first.
+
+    Example:
+        >>> kept(lambda q, k, v, *rest: v, torch.ones(1, 2, 2), 3).shape
+        torch.Size([1, 2, 2])
+    """
+    if isinstance(attend, partial):
+        return kept(attend.func, k, kv_offset)
+    return attend.kept(k, kv_offset) if isinstance(attend, _Rotary | _Alibi) else k
+
+
+def over_kept(attend: Attend, offset: Tensor, kv_at: Tensor) -> Attend:
+    """The attend for queries from an offset on, and keys that were `kept` at these positions.
+
+    Args:
+        attend: As in `kept`.
+        offset: The position of the first query.
+        kv_at: The position of each key, (... kv_seq).
+
+    Example:
+        >>> from tinyfn import dot_product_attention
+        >>> q, k = torch.ones(1, 1, 4), torch.ones(1, 3, 4)
+        >>> over_kept(alibi(dot_product_attention), torch.tensor(2), torch.arange(3))(q, k, k).shape
+        torch.Size([1, 1, 4])
+    """
+    if isinstance(attend, partial):
+        moved = over_kept(attend.func, offset, kv_at)
+        return partial(moved, *attend.args, **attend.keywords)
+    if isinstance(attend, _Rotary | _Alibi):
+        return attend.over_kept(offset, kv_at)
+    return attend
 
 
 def _split_arguments(args: tuple, options: dict) -> tuple[tuple, tuple, dict]:
@@ -419,7 +520,7 @@ def alibi_bias(
     offset: Offset = 0,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Float[Tensor, "heads q_seq kv_seq"]:
+) -> Float[Tensor, "... heads q_seq kv_seq"]:
     """The bias that `alibi` adds: -slope · |query's position - key's position|.
 
     Args:
@@ -440,11 +541,16 @@ def alibi_bias(
 
     Reference: Press, Smith and Lewis, 2021, arXiv 2108.12409.
     """
-    q = torch.arange(q_seq, device=device) + offset
-    distance = (q.unsqueeze(-1) - torch.arange(kv_seq, device=device)).abs()
+    q_at, kv_at = _count(q_seq, offset, device), _count(kv_seq, 0, device)
+    return _falling(num_heads, q_at, kv_at, dtype or torch.get_default_dtype())
+
+
+def _falling(num_heads: int, q_at: Tensor, kv_at: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bias between positions (... q_seq) and (... kv_seq)."""
+    device = q_at.device
+    distance = (q_at.unsqueeze(-1) - kv_at.unsqueeze(-2)).abs().unsqueeze(-3)
     slopes = torch.tensor(alibi_slopes(num_heads), dtype=_exact(device), device=device)
-    bias = -rearrange(slopes, "heads -> heads 1 1") * distance
-    return bias.to(dtype or torch.get_default_dtype())
+    return (-rearrange(slopes, "heads -> heads 1 1") * distance).to(dtype)
 
 
 def alibi_slopes(num_heads: int) -> list[float]:

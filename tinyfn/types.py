@@ -31,7 +31,10 @@ FeedForward: TypeAlias = Callable[..., Tensor]
 """`feed_forward(params, x, key, *, activation, dropout_p)`."""
 
 Position: TypeAlias = Callable[[Params, Tensor], Tensor]
-"""`position(params, x)`: features with their positions added or concatenated."""
+"""`position(params, x)`: features with their positions added or concatenated.
+
+For a cache it takes `offset=` too, the position of the first, one for each example.
+"""
 
 Embed: TypeAlias = Callable[[Params, Tensor], Tensor]
 """`embed(params, tokens)`: integer tokens (... seq) to features (... seq features)."""

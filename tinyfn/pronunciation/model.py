@@ -8,11 +8,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tinyfn import (
-    decoder,
-    encoder,
+    generation,
     init_rms_norm,
     init_transformer,
-    linear,
     masks,
     positions,
     rms_norm,
@@ -34,6 +32,7 @@ OPTIONS: dict[str, Any] = {
     "norm_first": True,
     "position": positions.add_sinusoidal,
 }
+LENGTH_PENALTY = 0.0  # the likeliest pronunciation, not the likeliest phoneme on average
 
 
 def init(key: Key, sizes: dict[str, int]) -> Params:
@@ -137,33 +136,44 @@ def loss(
     )
 
 
-def decode(params: Params, letters: data.Tokens, *, max_len: int) -> Int64[Tensor, "words seq"]:
-    """The likeliest next phoneme, again and again, until every word has ended.
+def decode(
+    params: Params,
+    letters: data.Tokens,
+    *,
+    max_len: int,
+    num_beams: int = 1,
+    options: dict[str, Any] = OPTIONS,
+) -> Int64[Tensor, "words seq"]:
+    """The likeliest phonemes of each word.
 
     Args:
         params: From `init`.
         letters: The words.
         max_len: How many phonemes at most.
+        num_beams: How many beginnings are kept; 1 takes the likeliest phoneme each time.
+        options: As the model was trained with.
 
     Example:
         >>> from tinyfn import random
         >>> decode(init(random.key(0), SIZES), data.encode_words(["a"]), max_len=1).shape
         torch.Size([1, 1])
     """
-    seen = _seen(letters)
-    memory = encoder(params["encoder"], letters.ids, seen, **OPTIONS)
-    phonemes = letters.ids.new_full((len(letters.ids), 1), data.START)
-    for _ in range(max_len):
-        x = decoder(params["decoder"], phonemes, memory, masks.causal(), seen, **OPTIONS)
-        best = linear(params["linear"], x[:, -1]).argmax(-1, keepdim=True)
-        phonemes = torch.cat([phonemes, best], dim=-1)
-        if (phonemes == data.END).any(-1).all():
-            break
-    return phonemes[:, 1:]
+    start = letters.ids.new_full((len(letters.ids), 1), data.START)
+    given = (params, start, None, letters.ids, _seen(letters))
+    limits = {"max_len": max_len, "end": data.END}
+    if num_beams == 1:
+        return generation.greedy(*given, **limits, **options).tokens
+    beams = {"num_beams": num_beams, "length_penalty": LENGTH_PENALTY}
+    return generation.beam_search(*given, **limits, **beams, **options).tokens[:, 0]
 
 
 def pronounce(
-    params: Params, words: list[str], *, batch_size: int = 256
+    params: Params,
+    words: list[str],
+    *,
+    batch_size: int = 256,
+    num_beams: int = 1,
+    options: dict[str, Any] = OPTIONS,
 ) -> list[data.Pronunciation]:
     """The phonemes of words.
 
@@ -171,6 +181,8 @@ def pronounce(
         params: From `init`.
         words: Of the letters a to z.
         batch_size: How many words are decoded at once; words of similar length go together.
+        num_beams: As in `decode`.
+        options: As the model was trained with.
 
     Raises:
         ValueError: A word is empty, or has other characters.
@@ -186,8 +198,8 @@ def pronounce(
     for start in range(0, len(words), batch_size):
         chosen = by_length[start : start + batch_size]
         letters = data.encode_words([words[i] for i in chosen]).to(device)
-        with torch.no_grad():
-            decoded = decode(params, letters, max_len=_most_phonemes(letters.ids.shape[-1]))
+        most = _most_phonemes(letters.ids.shape[-1])
+        decoded = decode(params, letters, max_len=most, num_beams=num_beams, options=options)
         for i, phonemes in zip(chosen, data.decode_pronunciations(decoded), strict=True):
             found[i] = phonemes[: _most_phonemes(len(words[i]))]
     return found

@@ -157,7 +157,7 @@ def run(
     some = dict(list(held_out.items())[::apart])
     saved = begun = time.monotonic()
     before, words = state.seconds, 0
-    with _bar(state, plan) as bar, _interruption() as interrupted:
+    with progress(state, plan) as bar, _interruption() as interrupted:
         for chosen in choices(state, batches):
             if state.step >= plan.steps or interrupted.is_set():
                 break
@@ -180,7 +180,8 @@ def run(
     return state.step >= plan.steps
 
 
-def _bar(state: State, plan: Plan) -> Any:
+def progress(state: State, plan: Plan) -> Any:
+    """A bar over the plan's steps."""
     from tqdm import tqdm
 
     return tqdm(total=plan.steps, initial=state.step, unit="step", mininterval=1.0)

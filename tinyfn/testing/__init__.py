@@ -9,6 +9,7 @@ A law takes any function that you composed, and raises AssertionError with what 
     check_causal          the output at t ignores what follows
     check_masked_values_cannot_matter
     check_permutation_equivariant, check_permutation_invariant
+    check_decoding        a token at a time is all at once
     check_pure            arguments, generators, flags and memory are left alone
 
 Strategies draw structure (sizes, axes, masks) and derive the numbers from a drawn seed. They need
@@ -17,6 +18,7 @@ hypothesis: `pip install tinyfn[test]`.
 
 from tinyfn.testing._batching import check_leading_axes as check_leading_axes
 from tinyfn.testing._batching import check_vmap as check_vmap
+from tinyfn.testing._decoding import check_decoding as check_decoding
 from tinyfn.testing._derivatives import check_derivatives as check_derivatives
 from tinyfn.testing._independence import check_causal as check_causal
 from tinyfn.testing._independence import (

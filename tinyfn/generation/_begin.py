@@ -1,0 +1,146 @@
+"""What every way to generate begins with: the prompt in a cache, and how a step more is taken."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tinyfn import _checks, _levels, masks
+from tinyfn._language_model import Cache, extend, init_cache, put
+from tinyfn._transformer import encode
+from tinyfn.generation._adjust import Adjust
+from tinyfn.types import Params
+
+Mask = masks.Mask
+
+Step: TypeAlias = Callable[[Cache, Tensor], tuple[Tensor, Cache]]
+
+
+class Request(NamedTuple):
+    """What is asked for, but for the prompt."""
+
+    name: str
+    params: Params
+    self_mask: Mask
+    max_len: int
+    end: int | None
+    adjust: Adjust | None
+    options: dict[str, Any]
+
+
+def begin(
+    request: Request,
+    prompt: Tensor,
+    lengths: Tensor | None,
+    source: Tensor | None,
+    source_mask: Mask | Tensor | None,
+) -> tuple[Tensor, Cache, Step]:
+    """The prompt's logits, the cache, and how to take a step more."""
+    name, params, self_mask, options = (
+        request.name,
+        request.params,
+        request.self_mask,
+        request.options,
+    )
+    check_prompt(name, prompt, request.max_len, request.end)
+    memory = memory_of(name, params, source, source_mask, options)
+    if lengths is not None:
+        _checks.integers(name, "lengths", lengths)
+    capacity = prompt.shape[-1] + request.max_len - 1
+    back, _ = masks.reach(self_mask)
+    if back is not None:
+        capacity = min(capacity, back + 1)
+    across = {"cross_attend": options["cross_attend"]} if "cross_attend" in options else {}
+    batch = tuple(prompt.shape[:-1])
+    cache = init_cache(params, memory, source_mask, capacity=capacity, batch=batch, **across)
+    own = partial(extend, name, params, **options)
+    logits, cache = own(
+        cache=cache,
+        tokens=prompt,
+        lengths=lengths,
+        self_mask=self_mask,
+        cross_mask=source_mask,
+        fresh=prompt.shape[-1] > 1 or lengths is not None,
+    )
+    owned = readable() and not _levels.forward_mode()
+    write = _put_in_place if owned else put
+
+    def step(cache: Cache, token: Tensor) -> tuple[Tensor, Cache]:
+        return own(
+            cache=cache,
+            tokens=token.unsqueeze(-1),
+            lengths=None,
+            self_mask=self_mask,
+            cross_mask=source_mask,
+            write=write,
+        )
+
+    return logits, cache, step
+
+
+def memory_of(
+    name: str,
+    params: Params,
+    source: Tensor | None,
+    source_mask: Mask | Tensor | None,
+    options: dict[str, Any],
+) -> Tensor | None:
+    """What the encoder makes of the source."""
+    if ("encoder" in params) != (source is not None):
+        there = "with" if "encoder" in params else "without"
+        requirement = "be given where the params have an encoder, and only there"
+        actual = f"{'no source' if source is None else 'a source'} for params {there} one"
+        remedy = "Pass what the encoder is to read, or params of the other model"
+        raise _checks.fail(ValueError, name, "source", requirement, actual, remedy)
+    if source is None:
+        return None
+    own = {name: option for name, option in options.items() if name != "cross_attend"}
+    return encode(params, source, source_mask, **own)
+
+
+def _put_in_place(kept: Tensor, slot: Tensor, new: Tensor) -> Tensor:
+    """As `put`, in a cache that is nobody else's."""
+    index = slot.reshape(*slot.shape, 1, 1, 1).expand(new.shape)
+    return kept.scatter_(-2, index, new.to(kept.dtype))
+
+
+def readable() -> bool:
+    """Whether a branch may look at values: no transform is live, and nothing is traced."""
+    return not torch.compiler.is_compiling() and not _levels.transformed()
+
+
+def check_prompt(name: str, prompt: Tensor, max_len: int, end: int | None) -> None:
+    """A prompt, a length and an end that make sense."""
+    _checks.integers(name, "prompt", prompt)
+    _checks.axes(name, "prompt", prompt, "prompt_seq")
+    if not prompt.shape[-1]:
+        remedy = "Begin with a token that says so"
+        actual = _checks.shape(prompt)
+        raise _checks.fail(ValueError, name, "prompt", "have a token", actual, remedy)
+    _checks.at_least(name, "max_len", max_len)
+    if end is not None:
+        _checks.at_least(name, "end", end, least=0)
+
+
+class History(NamedTuple):
+    """The tokens so far, in a tensor that does not grow: -1 where there is none."""
+
+    tokens: Tensor
+    prompt_seq: int
+
+    @classmethod
+    def of(cls, prompt: Tensor, lengths: Tensor | None, max_len: int) -> "History":
+        """The prompts, and room for more."""
+        if lengths is not None:
+            real = torch.arange(prompt.shape[-1], device=prompt.device) < lengths.unsqueeze(-1)
+            prompt = torch.where(real, prompt, -1)
+        room = torch.full_like(prompt[..., :1], -1).expand(*prompt.shape[:-1], max_len)
+        return cls(torch.cat([prompt, room], -1), prompt.shape[-1])
+
+    def with_token(self, turn: int, token: Tensor) -> "History":
+        """With one more."""
+        at = self.prompt_seq + turn
+        before, after = self.tokens[..., :at], self.tokens[..., at + 1 :]
+        return self._replace(tokens=torch.cat([before, token.unsqueeze(-1), after], -1))
