@@ -19,6 +19,8 @@ SOME = [
     "positions.alibi",
     "encoder_layer_of_other_parts",
     "transformer_of_tokens",
+    "prefill",
+    "encoder_model_of_features",
 ]
 THOROUGH = settings.get_current_profile_name() == "thorough"
 NAMES = [case.name for case in CASES] if THOROUGH else SOME
