@@ -337,9 +337,13 @@ def extend(
     norm: Norm = layer_norm,
     write: Callable[[Tensor, Tensor, Tensor], Tensor] = put,
     fresh: bool = False,
+    filled: int | None = None,
     **layer: Any,
 ) -> tuple[Tensor, Cache]:
-    """`prefill` and `decode_step`, with a way to write of the caller's, who may know it is `fresh`.
+    """`prefill` and `decode_step`, for a caller who knows more of the cache.
+
+    That is another way to write, that it is `fresh` and holds nothing, or, of a single token, that
+    every row then fills as many slots as `filled`.
 
     Example:
         >>> params = init_language_model(random.key(0), 8, 2, 16, num_layers=1, vocab_size=10)
@@ -363,7 +367,7 @@ def extend(
     before = cache.position
     join = None if position is None else partial(position, offset=before)
     x = enter(name, stack, x, None, join, embed, 0.0)
-    place = _Place.of(cache, capacity, seq, lengths, self_mask, fresh)
+    place = _Place.of(cache, capacity, seq, lengths, self_mask, fresh, filled)
     across = None
     if cache.memory_k:
         memory_seq = cache.memory_k[0].shape[-2]
@@ -457,7 +461,7 @@ class _Place(NamedTuple):
 
     at: Tensor  # (... seq)
     kv_at: Tensor  # (... kv_seq), of what is looked at
-    mask: Mask
+    mask: Mask | None
     slot: Tensor  # of one token (...), or the source of each slot (... capacity)
 
     @classmethod
@@ -469,14 +473,18 @@ class _Place(NamedTuple):
         lengths: Tensor | None,
         self_mask: Mask,
         fresh: bool,
+        filled: int | None,
     ) -> "_Place":
         before = cache.position.unsqueeze(-1)
         slots = torch.arange(capacity or 1, device=before.device)
         at = before + torch.arange(seq, device=before.device)
         if seq == 1 and lengths is None:
+            slot = cache.position % slots.shape[0]
+            if filled is not None and masks.split_causal(self_mask) == (True, None):
+                return cls(at, slots[:filled].expand(*cache.position.shape, filled), None, slot)
             kv_at = _held(at, slots)
             visible = masks.between(self_mask, at, kv_at) & (kv_at >= 0).unsqueeze(-2)
-            return cls(at, kv_at, masks.shown(visible), cache.position % slots.shape[0])
+            return cls(at, kv_at, masks.shown(visible), slot)
         real = seq if lengths is None else lengths.unsqueeze(-1)
         new_at = _held(before + real - 1, slots)
         source = torch.where(new_at >= before, slots.shape[0] + new_at - before, slots)
@@ -498,7 +506,8 @@ class _Place(NamedTuple):
         """Keys and values to look at, and those to keep."""
         if self.slot.ndim < self.at.ndim:
             written = tuple(write(x, self.slot, y) for x, y in zip(kept, new, strict=True))
-            return written, written
+            filled = self.kv_at.shape[-1]
+            return tuple(x[..., :filled, :] for x in written), written
         joined = tuple(torch.cat([x, y.to(x.dtype)], -2) for x, y in zip(kept, new, strict=True))
         source = self.slot[..., None, :, None]
         shapes = ((*x.shape[:-2], source.shape[-2], x.shape[-1]) for x in joined)

@@ -30,7 +30,7 @@ Similarity: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 FeedForward: TypeAlias = Callable[..., Tensor]
 """`feed_forward(params, x, key, *, activation, dropout_p)`."""
 
-Position: TypeAlias = Callable[[Params, Tensor], Tensor]
+Position: TypeAlias = Callable[..., Tensor]
 """`position(params, x)`: features with their positions added or concatenated.
 
 For a cache it takes `offset=` too, the position of the first, one for each example.

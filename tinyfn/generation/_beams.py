@@ -147,13 +147,16 @@ def _search(
             **{name: _reordered(getattr(cache, name), rows) for name in ("k", "v")},
             position=cache.position.gather(0, rows),
         )
-        logits, cache = step(cache, token.movedim(-1, 0))
+        logits, cache = step(cache, token.movedim(-1, 0), turn + 1)
     unfinished = torch.full_like(tokens[..., 0], request.max_len)
     return _better(done, Beams(tokens, unfinished, live / request.max_len**length_penalty))
 
 
 def _mapped(f: Callable[[Tensor], Tensor], cache: Cache) -> Cache:
-    return Cache(*([f(y) for y in x] if isinstance(x, list) else f(x) for x in cache))
+    keys, values, memory_keys, memory_values = (
+        [f(x) for x in kept] for kept in (cache.k, cache.v, cache.memory_k, cache.memory_v)
+    )
+    return Cache(keys, values, f(cache.position), memory_keys, memory_values)
 
 
 def _reordered(kept: list[Tensor], rows: Tensor) -> list[Tensor]:

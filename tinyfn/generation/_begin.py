@@ -15,7 +15,8 @@ from tinyfn.types import Params
 
 Mask = masks.Mask
 
-Step: TypeAlias = Callable[[Cache, Tensor], tuple[Tensor, Cache]]
+Step: TypeAlias = Callable[[Cache, Tensor, int], tuple[Tensor, Cache]]
+"""`step(cache, token, turn)`: the logits after one more token, which is the turn-th."""
 
 
 class Request(NamedTuple):
@@ -66,8 +67,9 @@ def begin(
     )
     owned = readable() and not _levels.forward_mode()
     write = _put_in_place if owned else put
+    even = lengths is None and capacity == prompt.shape[-1] + request.max_len - 1
 
-    def step(cache: Cache, token: Tensor) -> tuple[Tensor, Cache]:
+    def step(cache: Cache, token: Tensor, turn: int) -> tuple[Tensor, Cache]:
         return own(
             cache=cache,
             tokens=token.unsqueeze(-1),
@@ -75,6 +77,7 @@ def begin(
             self_mask=self_mask,
             cross_mask=source_mask,
             write=write,
+            filled=prompt.shape[-1] + turn if even else None,
         )
 
     return logits, cache, step

@@ -204,7 +204,7 @@ def _steps(
     for turn in range(request.max_len):
         with torch.no_grad():
             if turn:
-                logits, cache = step(cache, token)
+                logits, cache = step(cache, token, turn)
             if request.adjust is not None:
                 logits = request.adjust(logits, history.tokens)
             token = logits.argmax(-1) if keys is None else _drawn(keys, turn, logits)

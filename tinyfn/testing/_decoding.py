@@ -80,9 +80,10 @@ def check_decoding(
 
     def different_lengths() -> None:
         lengths = torch.arange(1, seq + 1, device=tokens.device)
-        batch = {"batch": (seq,)} if memory is None else {}
         many = None if memory is None else memory.expand(seq, *memory.shape)
-        cache = tinyfn.init_cache(params, many, cross_mask, capacity=capacity, **across, **batch)
+        cache = tinyfn.init_cache(
+            params, many, cross_mask, capacity=capacity, batch=(seq,), **across
+        )
         prompts = tokens.expand(seq, seq)
         logits, cache = tinyfn.prefill(params, cache, prompts, lengths, **shared)
         _verdicts.same("prompts of different lengths", [logits], [expected])
