@@ -17,6 +17,7 @@ from measuring import chosen
 
 SIZES = {
     "attention": (128,),
+    "decoding": (2, 8),
     "dropout": (100_000,),
     "ensemble": (16,),
     "forward_mode": (2, 8),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import tinyfn
-from tinyfn import masks, positions, random, transforms, tree
+from tinyfn import generation, masks, positions, random, transforms, tree
 
 F64 = {"dtype": torch.float64}
 
@@ -467,4 +467,24 @@ _case(
     ),
     (1, 2),
     detail="_with_memory",
+)
+_case(
+    "generation.log_probs generation.chain generation.temperature generation.top_k "
+    "generation.top_p generation.min_p generation.repetition_penalty",
+    lambda params, prompt, tokens: (
+        generation.log_probs(params, prompt, tokens, **GELU),
+        generation.chain(
+            generation.top_k(4),
+            generation.top_p(0.9),
+            generation.min_p(0.01),
+            generation.repetition_penalty(1.1),
+            generation.temperature(0.7),
+        )(tinyfn.language_model(params, prompt, **GELU)[..., -1, :], prompt).softmax(-1),
+    ),
+    lambda: (
+        _init(tinyfn.init_language_model, 4, 2, 3, 1, 5),
+        torch.tensor([1, 4]),
+        torch.tensor([2, 3]),
+    ),
+    (1, 2),
 )

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -177,8 +178,6 @@ def test_an_adjustment_sees_the_text_so_far():
 
 def test_a_constraint_is_a_function_of_logits():
     def no_repeats(logits, history):
-        last = history.where(history >= 0, VOCAB).sort(-1).values  # any function of both
-        del last
         return generation.repetition_penalty(1e9)(logits + 100, history)
 
     made = generation.greedy(model(), torch.tensor([1]), max_len=4, adjust=no_repeats).tokens
@@ -235,21 +234,93 @@ def test_beams_of_a_batch_are_those_of_each_row():
         torch.testing.assert_close(together.scores[row], alone.scores)
 
 
-def test_beams_may_be_adjusted():
-    params = model()
-    beams = generation.beam_search(
-        params, PROMPTS, LENGTHS, max_len=3, num_beams=2, adjust=generation.repetition_penalty(1e9)
-    )
-    assert beams.tokens.shape == (3, 1, 3)
+def slow_beams(params, prompt, num, width, penalty, adjust=None):
+    """One row's texts with their scores, by running everything again; nothing ends early."""
+    live, done = [(0.0, [])], []
+    for turn in range(num):
+        found = []
+        for score, text in live:
+            history = torch.tensor([*prompt.tolist(), *text])
+            logits = tinyfn.language_model(params, history)[-1]
+            logits = logits if adjust is None else adjust(logits, history)
+            if logits.amax() == -torch.inf:
+                continue
+            chances = logits.log_softmax(-1).tolist()
+            found += [(score + c, [*text, t]) for t, c in enumerate(chances) if c > -torch.inf]
+        found = sorted(found, reverse=True)[: 2 * width]
+        done += [(s / (turn + 1) ** penalty, t) for s, t in found if t[-1] == END]
+        done = sorted(done, reverse=True)[:width]
+        live = [(s, t) for s, t in found if t[-1] != END][:width]
+    done += [(s / num**penalty, t) for s, t in live]
+    return sorted(done, reverse=True)[:width]
 
-    def only_three(logits, history):
-        return torch.where(torch.arange(VOCAB) == 3, logits, -torch.inf)
 
+def only_after_three(logits, history):
+    """3 or 4 first, 2 after 3, and nothing after 4."""
+    ids = torch.arange(VOCAB)
+    known = history.where(history >= 0, -1)
+    last = known.gather(-1, (known >= 0).sum(-1, keepdim=True) - 1)
+    allowed = torch.where(last == 3, ids == 2, torch.where(last == 4, ids < 0, ids >= 3))
+    return torch.where(allowed, logits, -torch.inf)
+
+
+@pytest.mark.parametrize("adjust", [None, only_after_three])
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_few_beams_are_those_of_a_slow_search(seed, penalty, adjust):
+    params, prompt, width = model(seed=seed), torch.tensor([1, 2]), 3
     beams = generation.beam_search(
-        params, PROMPTS, LENGTHS, max_len=3, num_beams=2, n_best=2, adjust=only_three
+        params,
+        prompt,
+        max_len=5,
+        num_beams=width,
+        n_best=width,
+        end=END,
+        length_penalty=penalty,
+        adjust=adjust,
     )
-    assert beams.tokens[:, 0].tolist() == [[3, 3, 3]] * 3
-    assert beams.scores[:, 1].tolist() == [-torch.inf] * 3
+    expected = slow_beams(params, prompt, 5, width, penalty, adjust)
+    for row, (score, text) in enumerate(expected):
+        assert beams.tokens[row].tolist() == text + [END] * (5 - len(text))
+        torch.testing.assert_close(float(beams.scores[row]), score)
+    assert beams.scores[len(expected) :].tolist() == [-torch.inf] * (width - len(expected))
+
+
+def test_half_precision_sums_in_single():
+    params = tree.cast(model(), torch.bfloat16)
+    beams = generation.beam_search(params, PROMPTS, LENGTHS, max_len=4, length_penalty=0.0)
+    assert beams.scores.dtype == torch.float32
+    chances = generation.log_probs(params, PROMPTS, beams.tokens[:, 0], LENGTHS)
+    torch.testing.assert_close(beams.scores[:, 0], chances.float().sum(-1), atol=0.3, rtol=0.03)
+    assert generation.top_p(1.0)(torch.linspace(-20, 0, 5000), NONE).isfinite().all()
+
+
+def test_what_has_no_token_says_so():
+    params = model(init_position=partial(positions.init_learned, max_len=4, num_features=8))
+    options = {"position": positions.add_learned, "max_len": 9}
+    made = generation.greedy(params, torch.tensor([1, 2]), **options).tokens
+    assert (made[:3] >= 0).all()
+    assert (made[3:] == -1).all()
+    made = generation.sample(params, torch.tensor([1, 2]), random.key(0), **options).tokens
+    assert (made[3:] == -1).all()
+    none = generation.greedy(
+        model(), torch.tensor([1]), max_len=2, adjust=lambda x, _: torch.full_like(x, -torch.inf)
+    )
+    assert none.tokens.tolist() == [-1, -1]
+    empty = generation.greedy(model(), PROMPTS[:2], torch.tensor([0, 1]), max_len=2).tokens
+    assert empty[0, 0] == -1
+    assert (empty[1] >= 0).all()
+
+
+def test_a_table_of_positions_holds_what_greedy_feeds():
+    params = model(init_position=partial(positions.init_learned, max_len=4, num_features=8))
+    made = generation.greedy(
+        params, torch.tensor([1, 2]), max_len=3, position=positions.add_learned
+    ).tokens
+    chances = generation.log_probs(
+        params, torch.tensor([1, 2]), made, position=positions.add_learned
+    )
+    assert chances.isfinite().all()
 
 
 def test_log_probs_are_those_of_each_row_and_have_gradients():
@@ -369,7 +440,42 @@ def test_adjustments_compose():
         (
             lambda p: generation.temperature(0.0),
             ValueError,
-            r"generation\.temperature: value must be above 0, got 0\.0\. ",
+            r"generation\.temperature: value must be above 0 and finite, got 0\.0\. ",
+        ),
+        (
+            lambda p: generation.beam_search(p, PROMPTS, max_len=1, length_penalty=-1.0),
+            ValueError,
+            r"generation\.beam_search: length_penalty must be at least 0, got -1\.0\. ",
+        ),
+        (
+            lambda p: generation.greedy(p, PROMPTS, max_len=1, self_mask=None),
+            TypeError,
+            r"generation\.greedy: self_mask must be a mask of tinyfn\.masks, .*, got NoneType\. ",
+        ),
+        (
+            lambda p: generation.log_probs(p, PROMPTS, PROMPTS, self_mask=masks.full()),
+            ValueError,
+            r"generation\.log_probs: self_mask must hide what comes later, .*, got full\(\)\. ",
+        ),
+        (
+            lambda p: generation.sample(p, [1, 2], random.key(0), max_len=1),
+            TypeError,
+            r"generation\.sample: prompt must be an integer tensor, got list\. ",
+        ),
+        (
+            lambda p: generation.stream(p, PROMPTS, max_len=0),
+            ValueError,
+            r"generation\.stream: max_len must be at least 1, got 0\. ",
+        ),
+        (
+            lambda p: generation.greedy(pair()[0], PROMPTS, None, PROMPTS[0], max_len=1),
+            ValueError,
+            r"generation\.greedy: source must have the leading axes of the prompt, \(3,\), got \(",
+        ),
+        (
+            lambda p: generation.log_probs({}, PROMPTS, PROMPTS),
+            ValueError,
+            r"generation\.log_probs: params must have 'decoder', got \[\]\. Make params with init_",
         ),
         (
             lambda p: generation.top_k(0),

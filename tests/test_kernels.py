@@ -565,8 +565,12 @@ compiled = torch.compile(attend, backend=backend, fullgraph=True)
 compiled(*operands)
 with torch.autograd.forward_ad.dual_level():
     duals = [torch.autograd.forward_ad.make_dual(x, x) for x in operands]
-    tangents = [torch.autograd.forward_ad.unpack_dual(f(*duals)).tangent
-                for f in (compiled, attend)]
+    try:
+        out = compiled(*duals)
+    except torch._dynamo.exc.Unsupported as refused:  # newer torch says no itself
+        assert "dual tensor" in str(refused)
+        out = attend(*duals)
+    tangents = [torch.autograd.forward_ad.unpack_dual(y).tangent for y in (out, attend(*duals))]
     torch.testing.assert_close(*tangents)
 
 operands, attend, loss = asked(128, (), masks.causal(), None)

@@ -107,13 +107,27 @@ def test_single_precision_agrees_too():
 
 
 @pytest.mark.parametrize(
-    "mask",
-    [masks.causal() | masks.prefix(1), masks.window(3, 0), masks.causal() & ~masks.window(1, -1)],
+    ("mask", "capacity"),
+    [
+        (masks.window(3, 0), 4),
+        (masks.causal() & ~masks.window(1, -1), 6),
+        (masks.causal() & ~masks.prefix(1), 6),
+        (masks.causal() & (masks.window(1, None) | masks.prefix(1)), 6),
+    ],
+    ids=str,
 )
-def test_other_masks(mask):
-    if mask.rule is masks.window(3, 0).rule:
-        return testing.check_decoding(model(), TOKENS, None, mask, capacity=4)
-    testing.check_decoding(model(), TOKENS, None, mask)
+def test_other_masks(mask, capacity):
+    testing.check_decoding(model(), TOKENS, None, mask, capacity=capacity)
+
+
+def test_a_key_that_nobody_sees_cannot_matter():
+    params = {"decoder": tinyfn.init_decoder(random.key(0), 8, 2, 12, 1, cross_attention=False)}
+    x = random.normal(random.key(1), (3, 8))
+    x[0] = torch.nan
+    mask = masks.causal() & ~masks.prefix(1)
+    _, cache = tinyfn.prefill(params, tinyfn.init_cache(params, capacity=3), x[:2], None, mask)
+    logits, _ = tinyfn.decode_step(params, cache, x[2], mask)
+    assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -195,6 +209,36 @@ def test_a_row_of_no_tokens_says_so():
     logits, _ = tinyfn.decode_step(params, cache, TOKENS[[0, 2]])
     expected = tinyfn.language_model(params, TOKENS[:3])
     torch.testing.assert_close(logits, expected[[0, 2]])
+
+
+@pytest.mark.parametrize("mask", [masks.causal(), WINDOW])
+def test_lengths_that_make_no_sense_say_so_for_ever(mask):
+    params = model()
+    rows = tinyfn.init_cache(params, capacity=9, batch=(4,))
+    lengths = torch.tensor([2, 3, -1, 1])
+    logits, cache = tinyfn.prefill(params, rows, TOKENS[:2].expand(4, 2), lengths, mask)
+    assert logits.isnan().all(-1).tolist() == [False, True, True, False]
+    logits, _ = tinyfn.decode_step(params, cache, TOKENS[:4], mask)
+    assert logits.isnan().all(-1).tolist() == [False, True, True, False]
+
+
+def test_remat_has_nothing_to_do():
+    params = model()
+    cache = tinyfn.init_cache(params, capacity=4)
+    logits, _ = tinyfn.prefill(params, cache, TOKENS[:3], remat=True)
+    torch.testing.assert_close(logits, tinyfn.language_model(params, TOKENS[:3], remat=True)[-1])
+
+
+def test_autocast_fuses_as_without_a_cache():
+    params = model(dtype=torch.float32)
+    options = {"attend": tinyfn.fused_attention}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = tinyfn.language_model(params, TOKENS[:4], **options)[-1]
+        cache = tinyfn.init_cache(params, capacity=4)
+        _, cache = tinyfn.prefill(params, cache, TOKENS[:2], **options)
+        for token in TOKENS[2:4]:
+            logits, cache = tinyfn.decode_step(params, cache, token, **options)
+    torch.testing.assert_close(logits.float(), expected.float(), atol=0.1, rtol=0.1)
 
 
 def test_learned_positions_end_in_nan_and_hide_their_padding():
@@ -321,7 +365,7 @@ def test_compiled_steps_share_one_graph(fresh_python):
         (
             lambda p: tinyfn.init_cache({"layers": []}, capacity=1),
             ValueError,
-            r"init_cache: params must have 'decoder', got \['layers'\]\. ",
+            r"init_cache: params must have 'decoder', got \['layers'\]\. Make params with init_l",
         ),
         (
             lambda p: tinyfn.prefill(p, tinyfn.init_cache(p, capacity=2), TOKENS),
@@ -336,7 +380,7 @@ def test_compiled_steps_share_one_graph(fresh_python):
         (
             lambda p: tinyfn.prefill(p, tinyfn.init_cache(p, capacity=9, batch=(2,)), TOKENS),
             ValueError,
-            r"prefill: tokens must have the leading axes of the cache, \(2,\), got shape \(6,\)\. ",
+            r"prefill: tokens must have the leading axes of the cache, \(2,\), got \(\)\. ",
         ),
         (
             lambda p: tinyfn.prefill(
@@ -363,6 +407,45 @@ def test_compiled_steps_share_one_graph(fresh_python):
             ),
             TypeError,
             r"decode_step: self_mask must be a mask of tinyfn\.masks, .* got a bool tensor\. ",
+        ),
+        (
+            lambda p: tinyfn.decode_step(
+                p,
+                tinyfn.init_cache(p, capacity=9),
+                TOKENS[0],
+                masks.causal() & masks.dense(torch.ones(1, 9).bool()),
+            ),
+            TypeError,
+            r"decode_step: self_mask must be a mask of tinyfn\.masks, .* got causal\(offset=0\) & ",
+        ),
+        (
+            lambda p: tinyfn.prefill(
+                p, tinyfn.init_cache(p, capacity=9), TOKENS, None, masks.causal() | masks.prefix(3)
+            ),
+            ValueError,
+            r"prefill: self_mask must hide what comes later, .* got .*prefix\(n=3\)\. Combine it",
+        ),
+        (
+            lambda p: tinyfn.decode_step(p, tinyfn.init_cache(p, capacity=9, batch=(2,)), TOKENS),
+            ValueError,
+            r"decode_step: token must have the leading axes of the cache, \(2,\), got \(6,\)\. ",
+        ),
+        (
+            lambda p: tinyfn.decode_step(
+                p, tinyfn.init_cache(model(num_layers=1), capacity=9), TOKENS[0]
+            ),
+            ValueError,
+            r"decode_step: cache must have keys for each of 2 layers, got 1\. Make it with init_c",
+        ),
+        (
+            lambda p: tinyfn.decode_step(p, tinyfn.init_cache(p, capacity=9), torch.tensor(1.0)),
+            ValueError,
+            r"decode_step: token must have shape \(\.\.\., features\), got shape \(\)\. ",
+        ),
+        (
+            lambda p: tinyfn.init_cache(p, capacity=9, batch=3),
+            TypeError,
+            r"init_cache: batch must be a tuple of sizes, got int 3\. Write \(3,\) for one axis",
         ),
         (
             lambda p: tinyfn.init_language_model(

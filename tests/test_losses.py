@@ -64,6 +64,19 @@ def test_large_logits_stay_finite():
     assert tinyfn.cross_entropy(logits, torch.tensor(1)) == 1e30
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_loses_no_small_loss(dtype):
+    logits = (20 + random.normal(random.key(0), (50, 8))).to(dtype)
+    logits[:, 3] += 8
+    targets = torch.full((50,), 3)
+    expected = tinyfn.cross_entropy(logits.double(), targets)
+    actual = tinyfn.cross_entropy(logits, targets)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(
+        actual.double(), expected, atol=1e-6, rtol=2 * torch.finfo(dtype).eps
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "match"),
     [
@@ -83,7 +96,7 @@ def test_large_logits_stay_finite():
             (torch.zeros(2, 3), torch.zeros(2).long(), torch.ones(2)),
             {},
             TypeError,
-            r"cross_entropy: real must be a bool tensor, got a float32 tensor\. Compare",
+            r"cross_entropy: real must be a bool tensor, got a float32 tensor\. A mask",
         ),
         (
             (torch.zeros(2, 3), torch.zeros(2).long()),

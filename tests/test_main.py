@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import signal
 import subprocess
@@ -307,6 +308,59 @@ def test_train_writes_weights_that_evaluate_and_pronounce_read(tmp_path, few, ca
     assert picture.stat().st_size > 1000
 
 
+def test_words_are_read_from_standard_input(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("cough dough\n\nrough\n"))
+    assert main(["pronounce"]) == 0
+    read = capsys.readouterr().out
+    assert main(["pronounce", "cough", "dough", "rough"]) == 0
+    assert capsys.readouterr().out == read
+    assert [line.split()[0] for line in read.splitlines()] == ["cough", "dough", "rough"]
+
+
+def test_evaluate_prints_searches_intervals_and_confusions(few, capsys):
+    assert main(["evaluate", "--limit", "3", "--beams", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line.split("  ")[0] for line in lines if line and not line.startswith(" ")]
+    assert titles[0] == "greedy"
+    assert "beam search, 2 beams" in titles
+    assert len([line for line in lines if line.startswith("95% of draws")]) == 2
+    assert main(["evaluate", "--limit", "3", "--beams", "1"]) == 0
+    assert "beam search" not in capsys.readouterr().out
+
+
+def test_beams_find_likelier_phonemes():
+    params, words = weights.load(), ["mirage", "psalm", "chalk", "transformer"]
+    likely = {}
+    for num_beams in (1, 5):
+        found = model.pronounce(params, words, num_beams=num_beams)
+        batch = data.Batch(data.encode_words(words), data.encode_pronunciations(found))
+        chances = model.logits(params, batch).log_softmax(-1)
+        ids = batch.phonemes.ids[:, 1:]
+        taken = chances.gather(-1, ids[..., None])[..., 0]
+        likely[num_beams] = torch.where(ids == data.PAD, 0.0, taken).sum(-1)
+    assert (likely[5] >= likely[1] - 1e-4).all()
+
+
+@given(
+    st.lists(st.sampled_from(data.PHONEMES[:3]), min_size=1, max_size=6),
+    st.lists(st.sampled_from(data.PHONEMES[:3]), min_size=1, max_size=6),
+)
+def test_confusions_are_as_many_as_the_edits(found, listed):
+    rows = evaluate.confusions([tuple(found)], [[tuple(listed)]])
+    assert sum(count for *_, count in rows) == evaluate.edit_distance(found, listed)
+    for expected, actual, _ in rows:
+        assert expected in [*listed, "-"]
+        assert actual in [*found, "-"]
+
+
+def test_an_interval_holds_most_of_what_is_drawn_anew():
+    found, listed = [("B",)] * 400, [[("B",)]] * 300 + [[("D", "B")]] * 100
+    (low, high), phonemes = evaluate.interval(found, listed)
+    assert low < 0.25 < high
+    assert high - low == pytest.approx(2 * 1.96 * (0.25 * 0.75 / 400) ** 0.5, rel=0.15)
+    assert phonemes[0] < 100 / 500 < phonemes[1]
+
+
 def test_shipped_weights_are_small_and_as_good_as_their_record_says():
     found = weights.record()
     assert weights.SHIPPED.stat().st_size <= 4_000_000
@@ -375,6 +429,7 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
         (["pronounce", "r2d2"], "must be one or more of the letters a to z, got 'r2d2'"),
         (["pronounce", "don't"], "must be one or more of the letters a to z"),
         (["pronounce", ""], "must be one or more of the letters a to z, got ''"),
+        (["pronounce", "--plot", tmp_path / "a.png"], "--plot must have one WORD, got none"),
         (["pronounce", "a", "b", "--plot", tmp_path / "a.png"], "--plot must have one WORD"),
         (["pronounce", "a", "--weights", part, "--device", "nowhere"], "must be one that is here"),
         (["train", "--device", "cuda:99"], "--device: DEVICE must be one that is here"),

@@ -446,3 +446,66 @@ BOOL_TENSOR = "be a mask of tinyfn.masks or a bool tensor, True where a query ma
 def test_what_is_no_mask_is_refused(make, kind, sentence, unchecked):
     with pytest.raises(kind, match=f"^{sentence}"):
         make()
+
+
+RULES = [
+    masks.full(),
+    masks.causal(),
+    masks.causal(2),
+    masks.causal(-1),
+    masks.window(2, 0),
+    masks.window(None, 1),
+    masks.window(0, None),
+    masks.window(1, -1),
+    masks.prefix(2),
+    masks.padding(3),
+    masks.causal() & masks.window(2, 3),
+    masks.causal() | masks.window(1, 1),
+    masks.window(1, 0) | masks.prefix(1),
+    ~masks.causal(),
+    masks.causal() & ~masks.window(1, -1),
+    masks.padding(torch.tensor([2, 4])) & masks.causal(),
+]
+
+
+@pytest.mark.parametrize("mask", RULES, ids=repr)
+def test_between_positions_is_a_part_of_the_whole(mask):
+    q_at, kv_at = torch.tensor([5, 2]), torch.tensor([6, 0, 3, 2])
+    whole = mask.dense(7, 7)
+    part = masks.between(mask, q_at, kv_at)
+    assert torch.equal(part.expand(*whole.shape[:-2], 2, 4), whole[..., q_at, :][..., kv_at])
+
+
+@pytest.mark.parametrize("mask", RULES, ids=repr)
+def test_reach_is_how_far_a_query_may_look(mask):
+    whole = mask.dense(30, 30)
+    distance = torch.arange(30) - torch.arange(30)[:, None]  # ahead of the query
+    back, ahead = masks.reach(mask)
+    seen = distance[whole.reshape(-1, 30, 30).any(0)]
+    assert back is None or -seen.min() <= back
+    assert ahead is None or seen.max() <= ahead
+    itself = whole.diagonal(dim1=-2, dim2=-1).all()
+    assert not masks.sees_itself(mask) or itself
+    assert masks.by_rule(mask)
+
+
+def test_reach_and_sight_know_the_common_masks():
+    assert masks.reach(masks.causal() & masks.window(2, 3)) == (2, 0)
+    assert masks.reach(masks.causal() | masks.window(1, 1)) == (None, 1)
+    assert masks.reach(masks.causal() & masks.padding(3)) == (None, 0)
+    assert masks.sees_itself(masks.causal() & masks.window(2, None))
+    assert masks.sees_itself(masks.causal() | masks.prefix(1))
+    assert not masks.sees_itself(masks.causal() & ~masks.prefix(1))
+    made = masks.built(masks.window(2, 0), 4, 4, torch.device("cpu"))
+    assert made is not None
+    assert masks.reach(made) == (2, 0)
+    assert torch.equal(
+        masks.between(made, torch.arange(1, 5), torch.arange(4)),
+        masks.window(2, 0).dense(5, 4)[1:],
+    )
+
+
+def test_a_mask_with_a_tensor_of_a_size_is_no_rule():
+    for mask in (masks.dense(torch.ones(2, 2).bool()), masks.segments(torch.tensor([0, 1]))):
+        assert not masks.by_rule(masks.causal() & mask)
+        assert not masks.by_rule(~mask)

@@ -384,3 +384,62 @@ def test_a_wrapped_attend_takes_names_too(wrap):
     by_name = attend(q, q, v=q, bias=bias, mask=mask, scale=0.3)
     assert torch.equal(by_name, attend(q, q, q, mask, None, bias, scale=0.3))
     assert not torch.equal(by_name, attend(q, q, q, mask, scale=0.3))
+
+
+ROWS = torch.tensor([[0, 4, 2], [7, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, n: positions.add_sinusoidal({}, x, offset=n),
+        lambda x, n: positions.concatenate_sinusoidal({}, x, num_features=3, offset=n),
+        lambda x, n: positions.add_learned({"weight": normal(1, 12, 4)}, x, offset=n),
+        lambda x, n: positions.concatenate_learned({"weight": normal(1, 12, 3)}, x, offset=n),
+        lambda x, n: positions.rotate(x, offset=n),
+        lambda x, n: positions.alibi_bias(2, 5, 6, offset=n, dtype=torch.float64),
+    ],
+)
+def test_an_offset_for_each_example_is_that_of_each_alone(f):
+    x = normal(0, 2, 3, 5, 4)
+    together = f(x, ROWS)
+    for index in [(0, 0), (0, 1), (1, 0), (1, 2)]:
+        assert close(together[index], f(x[index], int(ROWS[index])))
+
+
+def test_heads_stand_between_the_examples_and_their_positions():
+    q = normal(0, 2, 3, 4, 5, 6)  # two axes of examples, then heads
+    together = positions.rotate(q, offset=ROWS)
+    assert close(together[1, 0], positions.rotate(q[1, 0], offset=7))
+    for wrap in (positions.rotary, positions.alibi):
+        both = wrap(dot_product_attention, offset=ROWS)(q, q, q)
+        assert close(both[1, 0], wrap(dot_product_attention, offset=7)(*[q[1, 0]] * 3))
+
+
+def test_a_table_ends_in_nan_where_a_tensor_leads_beyond_it():
+    rows = positions.learned({"weight": torch.ones(3, 1)}, 2, offset=torch.tensor([-1, 0, 2, 9]))
+    assert rows[..., 0].isnan().tolist() == [[True, False], [False] * 2, [False, True], [True] * 2]
+
+
+@pytest.mark.parametrize("wrap", [positions.rotary, positions.alibi])
+def test_kept_keys_are_read_as_the_whole_would_be(wrap):
+    attend = partial(wrap(dot_product_attention), scale=0.7)
+    q, k, v = (normal(seed, 2, 6, 4) for seed in range(3))
+    mask = masks.causal(4)
+    expected = attend(q[:, 4:], k, v, mask) if wrap is positions.alibi else None
+    whole = attend(q, k, v, masks.causal())[:, 4:]
+    kept = torch.cat(
+        [positions.kept(attend, k[:, :4], 0), positions.kept(attend, k[:, 4:], torch.tensor(4))], 1
+    )
+    over = positions.over_kept(attend, torch.tensor(4), torch.arange(6))
+    assert close(over(q[:, 4:], kept, v, mask), whole)
+    assert expected is None or not close(expected, whole)  # which knows nothing of the offset
+
+
+def test_a_table_of_another_batch_is_refused(unchecked):
+    x = torch.ones(2, 3, 4)
+    match = r"positions\.add: table must have the features' .*, got shape \(5, 3, 4\)\. "
+    with pytest.raises(ValueError, match=match):
+        positions.add(x, torch.ones(5, 3, 4))
+    with pytest.raises(ValueError, match=r"positions\.concatenate: table must have a row for each"):
+        positions.concatenate(x, torch.ones(5, 3, 4))

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import itertools
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +11,7 @@ from typing import NoReturn
 import torch
 
 from tinyfn import _checks, plotting, tree
-from tinyfn.pronunciation import data, evaluate, model, peer, train, weights
+from tinyfn.pronunciation import data, evaluate, model, train, weights
 
 SHOWN = ("science", "physics", "chalk", "psalm", "mirage")  # test words
 
@@ -46,7 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m tinyfn", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    _add_compare(commands.add_parser("compare", help="train beside nn.Transformer"))
     _add_train(commands.add_parser("train", help="train on the CMU dictionary"))
     _add_evaluate(commands.add_parser("evaluate", help="word and phoneme error on test words"))
     _add_pronounce(commands.add_parser("pronounce", help="the phonemes of words"))
@@ -58,11 +56,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, default=Path("run"), metavar="DIR", help="where files go (run)")
     add("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    _add_plan(parser)
-
-
-def _add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, mps, ...")
+    add("--device", default="cpu", help="cpu (default), cuda, mps, ...")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=_positive, help="as many steps as these allow (10)")
     length.add_argument("--steps", type=_count, help="this many steps; also of a resumed run")
@@ -107,8 +101,9 @@ def _train(options: argparse.Namespace) -> int:
         plan = train.replanned(*found, options.steps)
     sides = _limited(data.split(data.load()), plan.limit)
     batches = data.Batches(data.pairs(sides["train"]), plan.max_tokens)
-    if not found:
-        plan = _timed(plan, options, batches, device)
+    if options.steps is None and not found:
+        steps = train.planned_steps(options.minutes or 10.0, plan, batches, device)
+        plan = dataclasses.replace(plan, steps=steps)
     state = found[0] if found else train.start(plan, device)
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"{tree.size(state.params):,} params, {plan.steps:,} steps", file=sys.stderr)
@@ -118,41 +113,6 @@ def _train(options: argparse.Namespace) -> int:
     test = evaluate.evaluate(state.params, sides["test"])
     weights.ship(options.out / "weights.safetensors", state, plan, test, device)
     print(_table("", {"test": test}))
-    return 0
-
-
-def _timed(
-    plan: train.Plan, options: argparse.Namespace, batches: data.Batches, device: torch.device
-) -> train.Plan:
-    """The plan with as many steps as the minutes allow, if none were given."""
-    if options.steps is not None:
-        return plan
-    steps = train.planned_steps(options.minutes or 10.0, plan, batches, device)
-    return dataclasses.replace(plan, steps=steps)
-
-
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_compare)
-    _add_plan(parser)
-
-
-def _compare(options: argparse.Namespace) -> int:
-    """Both trained for the same steps on the same batches, and decoded by the same search."""
-    device, plan = _device(options.device), _plan(options)
-    sides = _limited(data.split(data.load()), plan.limit)
-    batches = data.Batches(data.pairs(sides["train"]), plan.max_tokens)
-    plan = _timed(plan, options, batches, device)
-    state = train.start(plan, device)
-    with tempfile.TemporaryDirectory() as out:
-        if not train.run(state, plan, batches, sides["validation"], Path(out), device):
-            return 130
-    listed = list(sides["test"].values())
-    peer_params, peer_options = peer.params_of(peer.trained(plan, batches, device))
-    rows = {
-        "tinyfn": model.pronounce(state.params, list(sides["test"])),
-        "nn.Transformer": model.pronounce(peer_params, list(sides["test"]), options=peer_options),
-    }
-    print(_table("", {name: evaluate.errors(found, listed) for name, found in rows.items()}))
     return 0
 
 
@@ -214,13 +174,13 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     params = weights.load(options.weights, _device(options.device))
     words = _limited(data.split(data.load()), options.limit)["test"]
-    beams = f"beam search, {options.beams} beams"
-    for name, num_beams in (("greedy", 1), (beams, options.beams)):
+    searches = {"greedy": 1, f"beam search, {options.beams} beams": options.beams}
+    for name, num_beams in list(searches.items())[: 1 + (options.beams > 1)]:
         found = model.pronounce(params, list(words), num_beams=num_beams)
         print(_report(name, words, found), end="\n\n")
     listed = list(words.values())
     most = evaluate.confusions(found, listed)[:10]
-    print("most frequent confusions, listed > found (beam search):")
+    print(f"most frequent confusions of {name}, listed > found:")
     print("  ".join(f"{a} > {b} {count}" for a, b, count in most))
     if options.plot:
         _plot(options.plot, params, weights.record(options.weights))
@@ -287,7 +247,8 @@ def _add_pronounce(parser: argparse.ArgumentParser) -> None:
 
 
 def _pronounce(options: argparse.Namespace) -> int:
-    data.encode_words(options.words)  # a bad word is said before weights are read
+    if options.words:
+        data.encode_words(options.words)  # a bad word is said before weights are read
     if options.plot and len(options.words) > 1:
         raise _checks.fail(
             ValueError, "pronounce", "--plot", "have one WORD", len(options.words), "Draw each"

@@ -23,16 +23,16 @@ def fail(
     return kind(f"{function}: {argument} must {requirement}, got {actual}. {remedy}.")
 
 
-def part(function: str, params: Params, name: str) -> Any:
+def part(function: str, params: Params, name: str, maker: str | None = None) -> Any:
     """`params[name]`, or an error that says what is missing and what was there."""
     try:
         return params[name]
     except (KeyError, TypeError, IndexError):
-        _fail_part(function, params, name)
+        _fail_part(function, params, name, maker or f"init_{function}")
 
 
-def _fail_part(function: str, params: Params, name: str) -> NoReturn:
-    remedy = f"Make params with init_{function}, or pass the sub-dict that {function} eats"
+def _fail_part(function: str, params: Params, name: str, maker: str) -> NoReturn:
+    remedy = f"Make params with {maker}, or pass the sub-dict that {function} eats"
     if not isinstance(params, dict):
         kind = type(params).__name__
         raise fail(TypeError, function, "params", "be a dict", kind, remedy) from None

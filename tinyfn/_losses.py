@@ -50,6 +50,8 @@ def cross_entropy(
     if real is not None:  # what stands at padding may be anything, -1 and NaN too
         logits = torch.where(real.unsqueeze(-1), logits, 0.0)
         targets = torch.where(real, targets, 0)
+    dtype = logits.dtype
+    logits = logits.to(torch.promote_types(dtype, torch.float32))
     total = logits.logsumexp(-1)
     target = logits.gather(-1, targets.long().unsqueeze(-1)).squeeze(-1)
     if label_smoothing:
@@ -57,7 +59,7 @@ def cross_entropy(
     losses = total - target
     if z_loss:
         losses = losses + z_loss * total.square()
-    return losses if real is None else torch.where(real, losses, 0.0)
+    return (losses if real is None else torch.where(real, losses, 0.0)).to(dtype)
 
 
 def perplexity(
@@ -93,12 +95,12 @@ def _check(name: str, logits: Tensor, targets: Tensor, real: Tensor | None) -> N
     _checks.axes(name, "logits", logits, "vocab")
     _checks.integers(name, "targets", targets)
     rows = tuple(logits.shape[:-1])
+    if real is not None and (not isinstance(real, Tensor) or real.dtype != torch.bool):
+        remedy = "A mask gives one by mask.dense(1, seq)[..., 0, :]"
+        kind = _checks.kind_of(real)
+        raise _checks.fail(TypeError, name, "real", "be a bool tensor", kind, remedy)
     for argument, x in (("targets", targets), ("real", real)):
         if x is not None and tuple(x.shape) != rows:
             remedy = "Give each row of logits one of them"
             requirement = f"have the logits' axes but the last, {rows}"
             raise _checks.fail(ValueError, name, argument, requirement, _checks.shape(x), remedy)
-    if real is not None and real.dtype != torch.bool:
-        remedy = "Compare to make it bool"
-        kind = _checks.kind_of(real)
-        raise _checks.fail(TypeError, name, "real", "be a bool tensor", kind, remedy)

@@ -544,8 +544,6 @@ def between(
 def reach(mask: Mask) -> tuple[int | None, int | None]:
     """How many keys back and how many ahead a query may look at most; None where no limit is known.
 
-    A prefix counts as no look ahead: it is there before what follows it is.
-
     Example:
         >>> reach(causal()), reach(causal() & window(2, 5))
         ((None, 0), (2, 0))
@@ -556,8 +554,6 @@ def reach(mask: Mask) -> tuple[int | None, int | None]:
         return None, mask.statics.get("offset")
     if mask.rule is _window:
         return mask.statics.get("left"), mask.statics.get("right")
-    if mask.rule is _prefix:
-        return None, 0
     if mask.rule in (_and, _or):
         choose = _closest if mask.rule is _and else _farthest
         (back, ahead), (other_back, other_ahead) = map(reach, mask.leaves.values())
@@ -573,8 +569,39 @@ def _farthest(a: int | None, b: int | None) -> int | None:
     return None if a is None or b is None else max(a, b)
 
 
+def by_rule(mask: Mask) -> bool:
+    """Whether a mask is made of rules over positions alone, and not of a tensor of some size.
+
+    Example:
+        >>> by_rule(causal() & padding(2)), by_rule(causal() & dense(torch.ones(2, 2).bool()))
+        (True, False)
+    """
+    nested = [leaf for leaf in mask.leaves.values() if isinstance(leaf, Mask)]
+    return mask.rule not in (_dense, _segments, _shown) and all(map(by_rule, nested))
+
+
+def sees_itself(mask: Mask) -> bool:
+    """Whether every query may look at the key of its own position; False where it is not known.
+
+    Example:
+        >>> sees_itself(causal() & window(2, None)), sees_itself(causal(-1))
+        (True, False)
+    """
+    if mask.rule is _causal:
+        return mask.statics.get("offset", -1) >= 0
+    if mask.rule is _window:
+        limits = [mask.statics.get(side, -1) for side in ("left", "right")]
+        return all(limit is None or limit >= 0 for limit in limits)
+    if mask.rule in (_and, _or):
+        sides = map(sees_itself, mask.leaves.values())
+        return all(sides) if mask.rule is _and else any(sides)
+    return False
+
+
 def shown(tensor: Bool[Tensor, "... q_seq kv_seq"]) -> Mask:
-    """A mask over keys of which none holds anything that no query ever saw: `may_hide_keys` is no.
+    """A mask over kept keys, each of which some query saw: `may_hide_keys` says no.
+
+    Nothing that it hides has to be zeroed again, which would copy all that is kept.
 
     Example:
         >>> may_hide_keys(shown(torch.tensor([[True, False]])), 1, 2)

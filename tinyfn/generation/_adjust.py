@@ -33,16 +33,16 @@ def temperature(value: float) -> Adjust:
     """Logits divided by a number: below 1 the likely becomes likelier.
 
     Raises:
-        ValueError: `value` is not above 0.
+        ValueError: `value` is not above 0, or infinite.
 
     Example:
         >>> temperature(0.5)(torch.tensor([1.0, 2.0]), torch.tensor([0]))
         tensor([2., 4.])
     """
-    if not value > 0:
+    if not 0 < value < math.inf:
         remedy = "The likeliest token alone is what greedy takes"
         name = "generation.temperature"
-        raise _checks.fail(ValueError, name, "value", "be above 0", value, remedy)
+        raise _checks.fail(ValueError, name, "value", "be above 0 and finite", value, remedy)
     return lambda logits, history: logits / value
 
 
@@ -84,9 +84,10 @@ def top_p(p: float) -> Adjust:
 
     def cut(logits: Tensor, history: Tensor) -> Tensor:
         ordered, order = logits.sort(dim=-1, descending=True)
-        chances = ordered.softmax(-1)
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        chances = ordered.softmax(-1, dtype=exact)
         likelier = chances.cumsum(-1) - chances  # of those before each
-        kept = torch.where(likelier < p, ordered, -torch.inf)
+        kept = torch.where((likelier < p) | (p == 1), ordered, -torch.inf)
         return torch.empty_like(logits).scatter(-1, order, kept)
 
     return cut

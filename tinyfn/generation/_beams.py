@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from tinyfn import _checks, masks
-from tinyfn._language_model import Cache
+from tinyfn._cache import Cache
 from tinyfn.generation import _begin
 from tinyfn.generation._adjust import Adjust
 from tinyfn.types import Params
@@ -91,6 +91,12 @@ def beam_search(
         remedy = "Keep more beams, or ask for fewer texts"
         requirement = f"be at most num_beams={num_beams}"
         raise _checks.fail(ValueError, name, "n_best", requirement, n_best, remedy)
+    if length_penalty < 0:
+        remedy = "0 compares sums, 1 means"
+        requirement = "be at least 0"
+        actual = length_penalty
+        raise _checks.fail(ValueError, name, "length_penalty", requirement, actual, remedy)
+    _begin.check_prompt(name, prompt, max_len, end)
     request = _begin.Request(name, params, self_mask, max_len, end, adjust, options)
     with torch.no_grad():
         found = _search(request, prompt, lengths, source, source_mask, num_beams, length_penalty)
@@ -115,7 +121,8 @@ def _search(
     fill = request.end if request.end is not None else 0
     tokens = torch.full_like(prompts[..., :1], fill).expand(*prompts.shape[:-1], request.max_len)
     tokens = tokens.movedim(0, -2)  # (... beams max_len)
-    scores = torch.full_like(logits[..., 0].movedim(0, -1), -torch.inf)
+    exact = torch.promote_types(logits.dtype, torch.float32)  # sums of many
+    scores = torch.full_like(logits[..., 0].movedim(0, -1), -torch.inf, dtype=exact)
     live = torch.where(torch.arange(num_beams, device=scores.device) == 0, 0.0, scores)
     done = Beams(tokens, torch.zeros_like(tokens[..., 0]), scores)
     for turn in range(request.max_len):
@@ -125,7 +132,11 @@ def _search(
                 torch.arange(request.max_len, device=live.device) < turn, tokens, unknown
             )
             logits = request.adjust(logits, torch.cat([prompts, made.movedim(-2, 0)], -1))
-        chances = live.unsqueeze(-1) + logits.log_softmax(-1).movedim(0, -2).to(live.dtype)
+        chances = logits.to(exact).log_softmax(-1)
+        dead = logits.amax(-1, keepdim=True) == -torch.inf  # where nothing may follow
+        chances = torch.where(dead, -torch.inf, chances).movedim(0, -2)
+        over_before = live.unsqueeze(-1) == -torch.inf
+        chances = torch.where(over_before, -torch.inf, live.unsqueeze(-1) + chances)
         vocab = chances.shape[-1]
         best, index = chances.flatten(-2).topk(min(2 * num_beams, num_beams * vocab))
         beam, token = index // vocab, index % vocab
@@ -139,9 +150,12 @@ def _search(
         live, order = best.topk(num_beams)
         beam, token = beam.gather(-1, order), token.gather(-1, order)
         tokens = _chosen(texts, order)
-        settled = done.scores[..., -1] >= live[..., 0] / request.max_len**length_penalty
-        if turn + 1 == request.max_len or (_begin.readable() and bool(settled.all())):
+        if turn + 1 == request.max_len:
             break
+        if request.end is not None and _begin.readable():
+            best_left = live[..., 0] / request.max_len**length_penalty
+            if bool((done.scores[..., -1] >= best_left).all()):
+                break
         rows = beam.movedim(-1, 0)
         cache = cache._replace(
             **{name: _reordered(getattr(cache, name), rows) for name in ("k", "v")},

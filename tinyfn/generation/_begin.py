@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tinyfn import _checks, _levels, masks
-from tinyfn._language_model import Cache, extend, init_cache, put
+from tinyfn._cache import Cache, Known, check_self_mask, extend, init_cache, put
 from tinyfn._transformer import encode
 from tinyfn.generation._adjust import Adjust
 from tinyfn.types import Params
@@ -45,7 +45,8 @@ def begin(
         request.self_mask,
         request.options,
     )
-    check_prompt(name, prompt, request.max_len, request.end)
+    check_self_mask(name, self_mask, None)
+    _check_source(name, prompt, source)
     memory = memory_of(name, params, source, source_mask, options)
     if lengths is not None:
         _checks.integers(name, "lengths", lengths)
@@ -56,29 +57,17 @@ def begin(
     across = {"cross_attend": options["cross_attend"]} if "cross_attend" in options else {}
     batch = tuple(prompt.shape[:-1])
     cache = init_cache(params, memory, source_mask, capacity=capacity, batch=batch, **across)
-    own = partial(extend, name, params, **options)
-    logits, cache = own(
-        cache=cache,
-        tokens=prompt,
-        lengths=lengths,
-        self_mask=self_mask,
-        cross_mask=source_mask,
-        fresh=prompt.shape[-1] > 1 or lengths is not None,
-    )
+    own = partial(extend, name, params)
+    known = Known(fresh=prompt.shape[-1] > 1 or lengths is not None)
+    logits, cache = own(cache, prompt, lengths, self_mask, source_mask, known, **options)
     owned = readable() and not _levels.forward_mode()
     write = _put_in_place if owned else put
     even = lengths is None and capacity == prompt.shape[-1] + request.max_len - 1
 
     def step(cache: Cache, token: Tensor, turn: int) -> tuple[Tensor, Cache]:
-        return own(
-            cache=cache,
-            tokens=token.unsqueeze(-1),
-            lengths=None,
-            self_mask=self_mask,
-            cross_mask=source_mask,
-            write=write,
-            filled=prompt.shape[-1] + turn if even else None,
-        )
+        known = Known(write, filled=prompt.shape[-1] + turn if even else None)
+        tokens = token.clamp(min=0).unsqueeze(-1)  # a row of NaN has no token
+        return own(cache, tokens, None, self_mask, source_mask, known, **options)
 
     return logits, cache, step
 
@@ -103,6 +92,16 @@ def memory_of(
     return encode(params, source, source_mask, **own)
 
 
+def _check_source(name: str, prompt: Tensor, source: Tensor | None) -> None:
+    if source is None:
+        return
+    batch = source.shape[:-2] if source.is_floating_point() else source.shape[:-1]
+    if batch != prompt.shape[:-1]:
+        requirement = f"have the leading axes of the prompt, {tuple(prompt.shape[:-1])}"
+        remedy = "Give every source a prompt, and every prompt a source"
+        raise _checks.fail(ValueError, name, "source", requirement, tuple(batch), remedy)
+
+
 def _put_in_place(kept: Tensor, slot: Tensor, new: Tensor) -> Tensor:
     """As `put`, in a cache that is nobody else's."""
     index = slot.reshape(*slot.shape, 1, 1, 1).expand(new.shape)
@@ -114,7 +113,7 @@ def readable() -> bool:
     return not torch.compiler.is_compiling() and not _levels.transformed()
 
 
-def check_prompt(name: str, prompt: Tensor, max_len: int, end: int | None) -> None:
+def check_prompt(name: str, prompt: Tensor, max_len: int, end: int | None = None) -> None:
     """A prompt, a length and an end that make sense."""
     _checks.integers(name, "prompt", prompt)
     _checks.axes(name, "prompt", prompt, "prompt_seq")

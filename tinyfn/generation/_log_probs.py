@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from tinyfn import _checks, masks, positions
+from tinyfn._cache import check_self_mask
 from tinyfn._primitives import scaled_embedding
 from tinyfn._transformer import decoder, to_logits
 from tinyfn.generation import _begin
@@ -48,30 +49,38 @@ def log_probs(
         torch.Size([2])
     """
     name = "generation.log_probs"
-    _begin.check_prompt(name, prompt, 1, None)
+    _begin.check_prompt(name, prompt, 1)
     _checks.integers(name, "tokens", tokens)
+    _checks.axes(name, "tokens", tokens, "seq")
     if tokens.shape[:-1] != prompt.shape[:-1]:
         requirement = f"have the leading axes of the prompt, {tuple(prompt.shape[:-1])}"
         remedy, actual = "Expand the prompt", _checks.shape(tokens)
         raise _checks.fail(ValueError, name, "tokens", requirement, actual, remedy)
+    check_self_mask(name, self_mask, None)
     own = dict(options)
     memory = _begin.memory_of(name, params, source, source_mask, own)
     prompt_seq, seq = prompt.shape[-1], tokens.shape[-1]
+    stack = _checks.part(name, params, "decoder", "init_language_model or init_transformer")
     joined, first = torch.cat([prompt, tokens], -1), prompt_seq
     at = torch.arange(prompt_seq - 1, prompt_seq + seq - 1, device=tokens.device)
     at = at.expand(*tokens.shape)
     if lengths is not None:
         _checks.integers(name, "lengths", lengths)
-        first = lengths.unsqueeze(-1)
+        first = lengths.clamp(1, prompt_seq).unsqueeze(-1)
         place = torch.arange(joined.shape[-1], device=tokens.device)
         # A row's text follows what is real of its prompt, and padding comes last.
         moved = torch.where(place < first, place, place - first + prompt_seq)
         joined = joined.gather(-1, moved.clamp(max=joined.shape[-1] - 1))
         at = at - prompt_seq + first
+    joined = joined[..., :-1]  # nothing follows the last
     own.setdefault("position", positions.add_sinusoidal)
     if "embedding" in params:
         joined = own.get("embed", scaled_embedding)(params["embedding"], joined)
-    x = decoder(params["decoder"], joined, memory, self_mask, source_mask, **own)
+    x = decoder(stack, joined, memory, self_mask, source_mask, **own)
     x = x.gather(-2, at.unsqueeze(-1).expand(*at.shape, x.shape[-1]))
     chances = to_logits(params, x).log_softmax(-1)
-    return chances.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    chances = chances.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    if lengths is None:
+        return chances
+    sensible = (lengths >= 1) & (lengths <= prompt_seq)
+    return torch.where(sensible.unsqueeze(-1), chances, torch.nan)

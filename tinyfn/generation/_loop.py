@@ -58,7 +58,8 @@ def greedy(
         ValueError: A size does not fit, or params and source do not.
 
     Returns:
-        The new tokens, and how many come before the end.
+        The new tokens, and how many come before the end. A token is -1 where the logits were NaN
+        or nothing was allowed.
 
     Example:
         >>> from tinyfn import init_language_model, random
@@ -67,6 +68,7 @@ def greedy(
         torch.Size([2, 5])
     """
     name = "generation.greedy"
+    _begin.check_prompt(name, prompt, max_len, end)
     request = _begin.Request(name, params, self_mask, max_len, end, adjust, options)
     return _run(request, prompt, lengths, source, source_mask, None)
 
@@ -106,7 +108,8 @@ def sample(
         TypeError: `key` is not an int64 tensor.
 
     Returns:
-        The new tokens, and how many come before the end.
+        The new tokens, and how many come before the end. A token is -1 where the logits were NaN
+        or nothing was allowed.
 
     Example:
         >>> from tinyfn import init_language_model, random
@@ -115,6 +118,7 @@ def sample(
         torch.Size([5])
     """
     name = "generation.sample"
+    _begin.check_prompt(name, prompt, max_len, end)
     request = _begin.Request(name, params, self_mask, max_len, end, adjust, options)
     return _run(request, prompt, lengths, source, source_mask, _row_keys(name, key, prompt))
 
@@ -150,6 +154,10 @@ def stream(
         self_mask: As the model was trained with.
         options: As the model is called with.
 
+    Raises:
+        ValueError: A size does not fit, or params and source do not.
+        TypeError: `key` is not an int64 tensor.
+
     Example:
         >>> from tinyfn import init_language_model, random
         >>> params = init_language_model(random.key(0), 8, 2, 16, num_layers=1, vocab_size=10)
@@ -157,6 +165,7 @@ def stream(
         5
     """
     name = "generation.stream"
+    _begin.check_prompt(name, prompt, max_len, end)
     request = _begin.Request(name, params, self_mask, max_len, end, adjust, options)
     keys = None if key is None else _row_keys(name, key, prompt)
     return _steps(request, prompt, lengths, source, source_mask, keys)
@@ -208,6 +217,7 @@ def _steps(
             if request.adjust is not None:
                 logits = request.adjust(logits, history.tokens)
             token = logits.argmax(-1) if keys is None else _drawn(keys, turn, logits)
+            token = torch.where(logits.amax(-1) > -torch.inf, token, -1)  # false for NaN too
             if end is not None:
                 token = torch.where(ended, end, token)
                 ended = ended | (token == end)
@@ -224,4 +234,4 @@ def _drawn(keys: Tensor, turn: int, logits: Tensor) -> Tensor:
 
     for _ in keys.shape:
         draw = torch.vmap(draw)
-    return draw(keys, logits)
+    return draw(keys.to(logits.device), logits)

@@ -77,7 +77,8 @@ def errors(found: list[data.Pronunciation], listed: list[list[data.Pronunciation
     """
     if not found:
         return Errors(0.0, 0.0, 0)
-    words, edits, lengths = map(sum, zip(*map(wrong, found, listed), strict=True))
+    rows = [wrong(*pair) for pair in zip(found, listed, strict=True)]
+    words, edits, lengths = map(sum, zip(*rows, strict=True))
     return Errors(words / len(found), edits / lengths, len(found))
 
 
@@ -104,7 +105,8 @@ def interval(
 
     Reference: Efron, "Bootstrap methods: another look at the jackknife", 1979.
     """
-    rows = torch.tensor([*map(wrong, found, listed)], dtype=torch.float64)
+    pairs = zip(found, listed, strict=True)
+    rows = torch.tensor([wrong(*pair) for pair in pairs], dtype=torch.float64)
     keys = random.split(random.key(seed), draws)
     sums = [rows[(random.uniform(key, (len(rows),)) * len(rows)).long()].sum(0) for key in keys]
     words, edits, lengths = torch.stack(sums).unbind(-1)

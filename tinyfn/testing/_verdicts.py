@@ -25,7 +25,7 @@ def judge(check: Check) -> Verdict:
     always = torch.is_warn_always_enabled()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warnings.filterwarnings("ignore", _TORCH_ITSELF, DeprecationWarning)
+        warnings.filterwarnings("ignore", _TORCH_ITSELF)
         torch.set_warn_always(True)  # else torch warns once in a process, of some other function
         try:
             attempt()
