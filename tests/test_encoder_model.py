@@ -50,6 +50,15 @@ def test_a_pool_without_positions_is_refused(unchecked):
             pool(torch.zeros(2, 0, 4))
 
 
+def test_a_mask_of_other_rows_is_refused(unchecked):
+    x, real = torch.zeros(3, 6, 4), torch.ones(3, 6, dtype=torch.bool)
+    for mask in (real, real[:2], torch.ones(3, 5, 6, dtype=torch.bool)):
+        with pytest.raises(
+            ValueError, match=r"mean_pool: mask must broadcast to \(\.\.\., heads, s"
+        ):
+            tinyfn.mean_pool(x, mask)
+
+
 def test_params_are_checked(unchecked):
     with pytest.raises(ValueError, match=r"init_encoder_model: out_features must be at least 1"):
         tinyfn.init_encoder_model(random.key(0), 8, 2, 12, 1, 0)

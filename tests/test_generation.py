@@ -169,11 +169,10 @@ def test_an_adjustment_sees_the_text_so_far():
         return logits
 
     made = generation.greedy(model(), PROMPTS, LENGTHS, max_len=3, adjust=note).tokens
-    begun = [[1, 2, 3], [4, 1, -1], [2, -1, -1]]
     for turn, history in enumerate(seen):
-        assert history[:, :3].tolist() == begun
-        assert torch.equal(history[:, 3 : 3 + turn], made[:, :turn])
-        assert (history[:, 3 + turn :] == -1).all()
+        for row, length in enumerate(LENGTHS.tolist()):
+            text = [*PROMPTS[row, :length].tolist(), *made[row, :turn].tolist()]
+            assert history[row].tolist() == text + [-1] * (6 - len(text))
 
 
 def test_a_constraint_is_a_function_of_logits():
@@ -283,6 +282,7 @@ def test_a_few_beams_are_those_of_a_slow_search(seed, penalty, adjust):
     for row, (score, text) in enumerate(expected):
         assert beams.tokens[row].tolist() == text + [END] * (5 - len(text))
         torch.testing.assert_close(float(beams.scores[row]), score)
+    assert (beams.tokens[len(expected) :] == -1).all()
     assert beams.scores[len(expected) :].tolist() == [-torch.inf] * (width - len(expected))
 
 
@@ -307,9 +307,31 @@ def test_what_has_no_token_says_so():
         model(), torch.tensor([1]), max_len=2, adjust=lambda x, _: torch.full_like(x, -torch.inf)
     )
     assert none.tokens.tolist() == [-1, -1]
+    assert none.lengths == 0
     empty = generation.greedy(model(), PROMPTS[:2], torch.tensor([0, 1]), max_len=2).tokens
-    assert empty[0, 0] == -1
+    assert empty[0].tolist() == [-1, -1]
     assert (empty[1] >= 0).all()
+
+
+def test_a_row_without_a_token_stays_so_and_is_over():
+    params = model()
+
+    def nothing_after_two(logits, history):
+        return logits.where((history >= 0).sum(-1, keepdim=True) != 5, -torch.inf)
+
+    made = generation.greedy(params, PROMPTS, LENGTHS, max_len=4, adjust=nothing_after_two)
+    assert (made.tokens == -1).sum(-1).tolist() == [2, 1, 0]
+    assert made.lengths.tolist() == [2, 3, 4]
+    chances = generation.log_probs(params, PROMPTS, made.tokens, LENGTHS)
+    assert torch.equal(chances.isnan(), made.tokens == -1)
+    gone = generation.greedy(params, PROMPTS, torch.tensor([0, -1, 9]), max_len=4, end=END)
+    assert (gone.tokens == -1).all()
+    beams = generation.beam_search(
+        params, PROMPTS, torch.tensor([0, 9, 1]), max_len=2, num_beams=2, n_best=2
+    )
+    assert (beams.tokens[:2] == -1).all()
+    assert (beams.tokens[2] >= 0).all()
+    assert beams.lengths.tolist() == [[0, 0], [0, 0], [2, 2]]
 
 
 def test_a_table_of_positions_holds_what_greedy_feeds():
@@ -471,6 +493,11 @@ def test_adjustments_compose():
             lambda p: generation.greedy(pair()[0], PROMPTS, None, PROMPTS[0], max_len=1),
             ValueError,
             r"generation\.greedy: source must have the leading axes of the prompt, \(3,\), got \(",
+        ),
+        (
+            lambda p: generation.greedy(p, PROMPTS, None, None, masks.padding(2), max_len=1),
+            ValueError,
+            r"generation\.greedy: source_mask must come with a source, got none\. Prompts of diff",
         ),
         (
             lambda p: generation.log_probs({}, PROMPTS, PROMPTS),

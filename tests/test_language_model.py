@@ -438,6 +438,13 @@ def test_compiled_steps_share_one_graph(fresh_python):
             r"decode_step: cache must have keys for each of 2 layers, got 1\. Make it with init_c",
         ),
         (
+            lambda p: tinyfn.decode_step(
+                p, tinyfn.init_cache(model(num_kv_heads=2), capacity=9), TOKENS[0]
+            ),
+            ValueError,
+            r"decode_step: cache must have \(kv_heads, head_dim\) = \(4, 2\), got \(2, 2\)\. Make",
+        ),
+        (
             lambda p: tinyfn.decode_step(p, tinyfn.init_cache(p, capacity=9), torch.tensor(1.0)),
             ValueError,
             r"decode_step: token must have shape \(\.\.\., features\), got shape \(\)\. ",

@@ -315,6 +315,11 @@ def test_words_are_read_from_standard_input(monkeypatch, capsys):
     assert main(["pronounce", "cough", "dough", "rough"]) == 0
     assert capsys.readouterr().out == read
     assert [line.split()[0] for line in read.splitlines()] == ["cough", "dough", "rough"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("cough don't dough r2\n"))
+    assert main(["pronounce"]) == 0
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["cough", "dough"]
+    assert len(said.err.splitlines()) == 2
 
 
 def test_evaluate_prints_searches_intervals_and_confusions(few, capsys):
@@ -363,7 +368,7 @@ def test_an_interval_holds_most_of_what_is_drawn_anew():
 
 def test_shipped_weights_are_small_and_as_good_as_their_record_says():
     found = weights.record()
-    assert weights.SHIPPED.stat().st_size <= 4_000_000
+    assert weights.SHIPPED.stat().st_size <= 8_000_000
     assert found["test"]["word_error"] <= 0.40
     assert found["test"]["phoneme_error"] <= 0.10
     words = dict(list(data.split(dictionary())["test"].items())[::30])

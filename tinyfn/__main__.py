@@ -87,9 +87,9 @@ def _share(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if (value := int(text)) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value
+    return int(text)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -257,7 +257,7 @@ def _pronounce(options: argparse.Namespace) -> int:
         raise _checks.fail(ValueError, "pronounce", "--plot", "have one WORD", "none", "Name it")
     params = weights.load(options.weights, _device(options.device))
     for words in [options.words] if options.words else _batches(sys.stdin):
-        width = max(map(len, words))
+        width = max(map(len, words), default=0)
         for word, phonemes in zip(words, model.pronounce(params, words), strict=True):
             print(f"{word:{width}}  {' '.join(phonemes)}")
     if options.plot:
@@ -271,7 +271,17 @@ def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
     """The words of lines, many at a time."""
     words = (word for line in lines for word in line.split())
     while batch := list(itertools.islice(words, 2048)):
-        yield batch
+        yield [word for word in batch if _said_if_bad(word)]
+
+
+def _said_if_bad(word: str) -> bool:
+    """Whether a word can be pronounced; if not, stderr says so, and the others are not lost."""
+    try:
+        data.encode_words([word])
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return False
+    return True
 
 
 if __name__ == "__main__":

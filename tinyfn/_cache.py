@@ -279,6 +279,13 @@ def extend(
         actual, remedy = len(cache.k), "Make it with init_cache of the same params"
         requirement = f"have keys for each of {len(layers)} layers"
         raise _checks.fail(ValueError, name, "cache", requirement, actual, remedy)
+    for layer_params, k in zip(layers, cache.k, strict=True):
+        heads, width, _ = _part(name, layer_params, "self_attention")["k_proj"]["weight"].shape
+        if (k.shape[-3], k.shape[-1]) != (heads, width):
+            remedy = "Make it with init_cache of the same params"
+            requirement = f"have (kv_heads, head_dim) = {(heads, width)}"
+            actual = (k.shape[-3], k.shape[-1])
+            raise _checks.fail(ValueError, name, "cache", requirement, actual, remedy)
     capacity = cache.k[0].shape[-2] if cache.k else None
     endless = check_self_mask(name, self_mask, capacity)
     if lengths is not None:

@@ -67,6 +67,9 @@ def mean_pool(
     visible = masks.over_heads("mean_pool", mask, seq, seq, x.device)
     if visible is None:
         return x.mean(-2)
+    rows = (*x.shape[:-2], 1, seq, seq)[-max(visible.ndim, 2) :]
+    if visible.shape[-2] not in (1, seq) or visible.shape[-1] not in (1, seq):
+        _checks.broadcasts("mean_pool", "mask", visible, rows, "(..., heads, seq, seq)")
     seen = visible.any(-2)
     seen = seen.any(-2) if seen.ndim > 1 else seen  # by some head
     _checks.broadcasts("mean_pool", "mask", seen, x.shape[:-1], "(..., seq)")

@@ -27,7 +27,8 @@ def cross_entropy(
 
     Args:
         logits: Unnormalised log chances.
-        targets: The index of what came, for each row of logits.
+        targets: The index of what came, for each row of logits. Padding is told by `real`, not by
+            an index such as torch's -100.
         real: False where a target is padding: its loss is 0, whatever stands there, and so is its
             gradient. Such a mask is `masks.padding(lengths).dense(1, seq)[..., 0, :]`.
         label_smoothing: The share of each target that is spread evenly over the vocabulary.

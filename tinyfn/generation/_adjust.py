@@ -10,7 +10,10 @@ from torch import Tensor
 from tinyfn import _checks
 
 Adjust: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""`adjust(logits, history)`: logits (... vocab) after tokens (... seq), -1 where there is none."""
+"""`adjust(logits, history)`: logits (... vocab) after tokens (... seq), -1 behind the last of them.
+
+The last stands at `(history >= 0).sum(-1) - 1`.
+"""
 
 
 def chain(*adjusts: Adjust) -> Adjust:

@@ -73,7 +73,8 @@ def beam_search(
         ValueError: A size does not fit, n_best is above num_beams, or params and source do not fit.
 
     Returns:
-        The texts; a row with fewer than n_best has scores of -inf behind them.
+        The texts. Where a row has fewer than n_best, tokens of -1 with scores of -inf are behind
+        them, and where its logits were NaN, its scores are.
 
     Example:
         >>> from tinyfn import init_language_model, random
@@ -100,7 +101,11 @@ def beam_search(
     request = _begin.Request(name, params, self_mask, max_len, end, adjust, options)
     with torch.no_grad():
         found = _search(request, prompt, lengths, source, source_mask, num_beams, length_penalty)
-    return Beams(*(x[..., :n_best, :] if x is found.tokens else x[..., :n_best] for x in found))
+    tokens, lengths, scores = found.tokens[..., :n_best, :], found.lengths, found.scores
+    lengths, scores = lengths[..., :n_best], scores[..., :n_best]
+    there = scores > -torch.inf  # of NaN too there is no text
+    tokens = torch.where(there.unsqueeze(-1), tokens, -1)
+    return Beams(tokens, torch.where(there, lengths, 0), scores)
 
 
 def _search(
@@ -116,22 +121,19 @@ def _search(
     # Beams are the first axis there, so that masks of the batch broadcast over them.
     logits = logits.expand(num_beams, *logits.shape)
     cache = _mapped(lambda x: x.expand(num_beams, *x.shape), cache)
-    prompts = _begin.History.of(prompt, lengths, 0).tokens
-    prompts = prompts.expand(num_beams, *prompts.shape)
+    text, first = _begin.History.of(prompt, lengths, request.max_len)
+    history = _begin.History(text.expand(num_beams, *text.shape), first)
     fill = request.end if request.end is not None else 0
-    tokens = torch.full_like(prompts[..., :1], fill).expand(*prompts.shape[:-1], request.max_len)
-    tokens = tokens.movedim(0, -2)  # (... beams max_len)
+    tokens = torch.full_like(prompt[..., None, :1], fill)  # (... beams max_len)
+    tokens = tokens.expand(*prompt.shape[:-1], num_beams, request.max_len)
     exact = torch.promote_types(logits.dtype, torch.float32)  # sums of many
     scores = torch.full_like(logits[..., 0].movedim(0, -1), -torch.inf, dtype=exact)
     live = torch.where(torch.arange(num_beams, device=scores.device) == 0, 0.0, scores)
     done = Beams(tokens, torch.zeros_like(tokens[..., 0]), scores)
     for turn in range(request.max_len):
         if request.adjust is not None:
-            unknown = torch.full_like(tokens, -1)
-            made = torch.where(
-                torch.arange(request.max_len, device=live.device) < turn, tokens, unknown
-            )
-            logits = request.adjust(logits, torch.cat([prompts, made.movedim(-2, 0)], -1))
+            made = tokens[..., :turn].movedim(-2, 0)
+            logits = request.adjust(logits, history.with_tokens(0, made).tokens)
         chances = logits.to(exact).log_softmax(-1)
         dead = logits.amax(-1, keepdim=True) == -torch.inf  # where nothing may follow
         chances = torch.where(dead, -torch.inf, chances).movedim(0, -2)

@@ -46,7 +46,7 @@ def begin(
         request.options,
     )
     check_self_mask(name, self_mask, None)
-    _check_source(name, prompt, source)
+    _check_source(name, prompt, source, source_mask)
     memory = memory_of(name, params, source, source_mask, options)
     if lengths is not None:
         _checks.integers(name, "lengths", lengths)
@@ -92,8 +92,14 @@ def memory_of(
     return encode(params, source, source_mask, **own)
 
 
-def _check_source(name: str, prompt: Tensor, source: Tensor | None) -> None:
+def _check_source(
+    name: str, prompt: Tensor, source: Tensor | None, source_mask: Mask | Tensor | None
+) -> None:
     if source is None:
+        if source_mask is not None:
+            remedy = "Prompts of different lengths come with lengths"
+            requirement, actual = "come with a source", "none"
+            raise _checks.fail(ValueError, name, "source_mask", requirement, actual, remedy)
         return
     batch = source.shape[:-2] if source.is_floating_point() else source.shape[:-1]
     if batch != prompt.shape[:-1]:
@@ -127,22 +133,22 @@ def check_prompt(name: str, prompt: Tensor, max_len: int, end: int | None = None
 
 
 class History(NamedTuple):
-    """The tokens so far, in a tensor that does not grow: -1 where there is none."""
+    """The tokens so far, in a tensor that does not grow: -1 behind each row's last."""
 
     tokens: Tensor
-    prompt_seq: int
+    first: Tensor  # where each row's first new token stands
 
     @classmethod
     def of(cls, prompt: Tensor, lengths: Tensor | None, max_len: int) -> "History":
         """The prompts, and room for more."""
-        if lengths is not None:
-            real = torch.arange(prompt.shape[-1], device=prompt.device) < lengths.unsqueeze(-1)
-            prompt = torch.where(real, prompt, -1)
+        seq = prompt.shape[-1]
+        first = torch.full_like(prompt[..., 0], seq) if lengths is None else lengths.clamp(0, seq)
+        real = torch.arange(seq, device=prompt.device) < first.unsqueeze(-1)
         room = torch.full_like(prompt[..., :1], -1).expand(*prompt.shape[:-1], max_len)
-        return cls(torch.cat([prompt, room], -1), prompt.shape[-1])
+        return cls(torch.cat([torch.where(real, prompt, -1), room], -1), first)
 
-    def with_token(self, turn: int, token: Tensor) -> "History":
-        """With one more."""
-        at = self.prompt_seq + turn
-        before, after = self.tokens[..., :at], self.tokens[..., at + 1 :]
-        return self._replace(tokens=torch.cat([before, token.unsqueeze(-1), after], -1))
+    def with_tokens(self, turn: int, tokens: Tensor) -> "History":
+        """With more, (... new), the first of them of this turn."""
+        count = torch.arange(turn, turn + tokens.shape[-1], device=tokens.device)
+        at = (self.first.unsqueeze(-1) + count).expand(tokens.shape)
+        return self._replace(tokens=self.tokens.scatter(-1, at, tokens))

@@ -32,7 +32,8 @@ def log_probs(
     Args:
         params: Of `language_model` or `transformer`.
         prompt: What the text begins with, one token at least; padding goes behind it.
-        tokens: The text, such as a `sample`; what follows its end is scored too.
+        tokens: The text, such as a `sample`; what follows its end is scored too, and a token
+            of -1 gives NaN.
         lengths: How many tokens of each prompt are real; all, if None.
         source: What the encoder of a `transformer` reads.
         source_mask: True where a source position is to be read.
@@ -61,6 +62,7 @@ def log_probs(
     memory = _begin.memory_of(name, params, source, source_mask, own)
     prompt_seq, seq = prompt.shape[-1], tokens.shape[-1]
     stack = _checks.part(name, params, "decoder", "init_language_model or init_transformer")
+    known, tokens = tokens >= 0, tokens.clamp(min=0)
     joined, first = torch.cat([prompt, tokens], -1), prompt_seq
     at = torch.arange(prompt_seq - 1, prompt_seq + seq - 1, device=tokens.device)
     at = at.expand(*tokens.shape)
@@ -80,7 +82,6 @@ def log_probs(
     x = x.gather(-2, at.unsqueeze(-1).expand(*at.shape, x.shape[-1]))
     chances = to_logits(params, x).log_softmax(-1)
     chances = chances.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    if lengths is None:
-        return chances
-    sensible = (lengths >= 1) & (lengths <= prompt_seq)
-    return torch.where(sensible.unsqueeze(-1), chances, torch.nan)
+    if lengths is not None:
+        known = known & ((lengths >= 1) & (lengths <= prompt_seq)).unsqueeze(-1)
+    return torch.where(known, chances, torch.nan)

@@ -58,8 +58,8 @@ def greedy(
         ValueError: A size does not fit, or params and source do not.
 
     Returns:
-        The new tokens, and how many come before the end. A token is -1 where the logits were NaN
-        or nothing was allowed.
+        The new tokens, and how many come before the end. Where the logits were NaN or
+        nothing was allowed the token is -1, and so are all that follow.
 
     Example:
         >>> from tinyfn import init_language_model, random
@@ -108,8 +108,8 @@ def sample(
         TypeError: `key` is not an int64 tensor.
 
     Returns:
-        The new tokens, and how many come before the end. A token is -1 where the logits were NaN
-        or nothing was allowed.
+        The new tokens, and how many come before the end. Where the logits were NaN or
+        nothing was allowed the token is -1, and so are all that follow.
 
     Example:
         >>> from tinyfn import init_language_model, random
@@ -190,11 +190,10 @@ def _row_keys(name: str, key: Tensor, prompt: Tensor) -> Tensor:
 def _run(request: _begin.Request, prompt: Tensor, *given: Any) -> Generated:
     tokens, end = list(_steps(request, prompt, *given)), request.end
     # Fewer than were asked for only where every row is over.
-    tokens += [torch.full_like(tokens[-1], end or 0)] * (request.max_len - len(tokens))
+    tokens += tokens[-1:] * (request.max_len - len(tokens))
     made = torch.stack(tokens, -1)
-    if end is None:
-        return Generated(made, torch.full_like(made[..., 0], request.max_len))
-    return Generated(made, ((made == end).cumsum(-1) == 0).sum(-1))
+    over = (made == -1) if end is None else (made == -1) | (made == end)
+    return Generated(made, (over.cumsum(-1) == 0).sum(-1))
 
 
 def _steps(
@@ -210,6 +209,7 @@ def _steps(
         logits, cache, step = _begin.begin(request, prompt, lengths, source, source_mask)
     history = _begin.History.of(prompt, lengths, request.max_len)
     ended = torch.zeros(prompt.shape[:-1], dtype=torch.bool, device=prompt.device)
+    dead = ended  # the rows that had no token once, and have none from there on
     for turn in range(request.max_len):
         with torch.no_grad():
             if turn:
@@ -217,14 +217,16 @@ def _steps(
             if request.adjust is not None:
                 logits = request.adjust(logits, history.tokens)
             token = logits.argmax(-1) if keys is None else _drawn(keys, turn, logits)
-            token = torch.where(logits.amax(-1) > -torch.inf, token, -1)  # false for NaN too
+            dead = dead | ~(logits.amax(-1) > -torch.inf)  # of NaN too
             if end is not None:
                 token = torch.where(ended, end, token)
+                dead = dead & ~ended
                 ended = ended | (token == end)
+            token = torch.where(dead, -1, token)
             if request.adjust is not None:
-                history = history.with_token(turn, token)
+                history = history.with_tokens(turn, token.unsqueeze(-1))
         yield token
-        if end is not None and _begin.readable() and bool(ended.all()):
+        if end is not None and _begin.readable() and bool((ended | dead).all()):
             return
 
 
