@@ -326,6 +326,10 @@ def test_a_row_without_a_token_stays_so_and_is_over():
     assert torch.equal(chances.isnan(), made.tokens == -1)
     gone = generation.greedy(params, PROMPTS, torch.tensor([0, -1, 9]), max_len=4, end=END)
     assert (gone.tokens == -1).all()
+    some = generation.greedy(params, PROMPTS, torch.tensor([0, 2, 3]), max_len=4, end=END)
+    assert (some.tokens[0] == -1).all()
+    assert (some.tokens[1:] >= 0).all()
+    assert some.lengths[0] == 0
     beams = generation.beam_search(
         params, PROMPTS, torch.tensor([0, 9, 1]), max_len=2, num_beams=2, n_best=2
     )

@@ -209,7 +209,7 @@ def _steps(
         logits, cache, step = _begin.begin(request, prompt, lengths, source, source_mask)
     history = _begin.History.of(prompt, lengths, request.max_len)
     ended = torch.zeros(prompt.shape[:-1], dtype=torch.bool, device=prompt.device)
-    dead = ended  # the rows that had no token once, and have none from there on
+    dead = ended  # the rows that have had no token once: those that ended stay at their end
     for turn in range(request.max_len):
         with torch.no_grad():
             if turn:
@@ -218,11 +218,10 @@ def _steps(
                 logits = request.adjust(logits, history.tokens)
             token = logits.argmax(-1) if keys is None else _drawn(keys, turn, logits)
             dead = dead | ~(logits.amax(-1) > -torch.inf)  # of NaN too
+            token = torch.where(dead, -1, token)
             if end is not None:
                 token = torch.where(ended, end, token)
-                dead = dead & ~ended
                 ended = ended | (token == end)
-            token = torch.where(dead, -1, token)
             if request.adjust is not None:
                 history = history.with_tokens(turn, token.unsqueeze(-1))
         yield token
