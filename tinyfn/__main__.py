@@ -174,8 +174,9 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     params = weights.load(options.weights, _device(options.device))
     words = _limited(data.split(data.load()), options.limit)["test"]
-    searches = {"greedy": 1, f"beam search, {options.beams} beams": options.beams}
-    for name, num_beams in list(searches.items())[: 1 + (options.beams > 1)]:
+    searches = {1: "greedy"}
+    searches.setdefault(options.beams, f"beam search, {options.beams} beams")
+    for num_beams, name in searches.items():
         found = model.pronounce(params, list(words), num_beams=num_beams)
         print(_report(name, words, found), end="\n\n")
     listed = list(words.values())

@@ -301,10 +301,11 @@ def extend(
     join = None if position is None else partial(position, offset=before)
     x = enter(name, stack, x, None, join, embed, 0.0)
     place = _Place.of(cache, capacity, seq, lengths, self_mask, known)
-    across = None
+    look_back = positions.over_kept(attend, before, place.kv_at)
     if cache.memory_k:
-        memory_seq = cache.memory_k[0].shape[-2]
-        across = cross_attend, _cross_mask(name, cross_mask, place.at, memory_seq)
+        memory_at = torch.arange(cache.memory_k[0].shape[-2], device=before.device)
+        cross_mask = _cross_mask(name, cross_mask, place.at, memory_at)
+        look_across = positions.over_kept(cross_attend, before, memory_at)
     keys, values = [], []
     for index, layer_params in enumerate(layers):
         kept = (cache.k[index], cache.v[index])
@@ -315,13 +316,13 @@ def extend(
             (k, v), new_kept = place.keep(known.write, kept, (k, v))
             keys.append(new_kept[0])
             values.append(new_kept[1])
-            moved = positions.over_kept(attend, before, place.kv_at)
-            return moved(*own, q, k, v, place.mask, key, bias, **heads)
+            return look_back(*own, q, k, v, place.mask, key, bias, **heads)
 
         memory, read = None, cross_attend
-        if across is not None:
-            own = _part(name, layer_params, "cross_attention")
-            memory, read = _reading(own, x, cache, index, across, before)
+        if cache.memory_k:
+            width = _part(name, layer_params, "cross_attention")["k_proj"]["weight"].shape[-1]
+            memory = x.new_zeros(*x.shape[:-2], 0, width)  # which costs nothing to project
+            read = _reading(look_across, cache.memory_k[index], cache.memory_v[index], cross_mask)
         options = {"attend": look, "cross_attend": read, "norm": norm}
         x = decoder_layer(layer_params, x, memory, None, None, **options, **layer)
     after = before + seq
@@ -464,7 +465,7 @@ def _held(last: Tensor, slots: Tensor) -> Tensor:
 
 
 def _cross_mask(
-    name: str, mask: Mask | Tensor | None, at: Tensor, memory_seq: int
+    name: str, mask: Mask | Tensor | None, at: Tensor, memory_at: Tensor
 ) -> Mask | Tensor | None:
     if not isinstance(mask, Mask):
         if isinstance(mask, Tensor) and mask.ndim > 1 and mask.shape[-2] != 1:
@@ -473,26 +474,14 @@ def _cross_mask(
             actual = _checks.shape(mask)
             raise _checks.fail(ValueError, name, "cross_mask", requirement, actual, remedy)
         return mask
-    kv_at = torch.arange(memory_seq, device=at.device)
-    return masks.dense(masks.between(mask, at, kv_at))
+    return masks.dense(masks.between(mask, at, memory_at))
 
 
-def _reading(
-    layer: Params,
-    x: Tensor,
-    cache: Cache,
-    index: int,
-    across: tuple[Attend, Mask | Tensor | None],
-    before: Tensor,
-) -> tuple[Tensor, Attend]:
-    """A memory of no positions, which costs nothing to project, and an attend of what was kept."""
-    attend, mask = across
-    k, v = cache.memory_k[index], cache.memory_v[index]
-    width = layer["k_proj"]["weight"].shape[-1]
-    moved = positions.over_kept(attend, before, torch.arange(k.shape[-2], device=k.device))
+def _reading(attend: Attend, k: Tensor, v: Tensor, mask: Mask | Tensor | None) -> Attend:
+    """An attend that reads what was kept, whatever keys and values it is given."""
 
     def read(*args: Any, **heads: Any) -> Tensor:
         *own, q, _, _, _, key, bias = args
-        return moved(*own, q, k, v, mask, key, bias, **heads)
+        return attend(*own, q, k, v, mask, key, bias, **heads)
 
-    return x.new_zeros(*x.shape[:-2], 0, width), read
+    return read

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tinyfn import _checks, masks, positions, random
 from tinyfn._primitives import init_linear, linear
-from tinyfn._transformer import encoder, init_encoder
+from tinyfn._transformer import encoder, init_encoder, linear_options
 from tinyfn.types import Key, Params, Position
 
 Mask = masks.Mask
@@ -118,8 +118,7 @@ def init_encoder_model(
     """
     name = "init_encoder_model"
     _checks.sizes(name, num_features=num_features, out_features=out_features)
-    options = ("dtype", "device", "bias", "weight_init", "bias_init")
-    made = {option: stack[option] for option in options if option in stack}
+    made = linear_options(stack)
     in_key, encoder_key, pooler_key, linear_key = random.split(key, 4)
     params: Params = {}
     if in_features is not None:

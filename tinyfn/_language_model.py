@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tinyfn import _checks, masks, positions, random
 from tinyfn._primitives import init_linear
-from tinyfn._transformer import decoder, init_decoder, to_logits
+from tinyfn._transformer import decoder, init_decoder, linear_options, to_logits
 from tinyfn.types import Key, Params, Position
 
 Mask = masks.Mask
@@ -84,8 +84,7 @@ def init_language_model(
         )
     }
     if not tie_embeddings:
-        options = ("dtype", "device", "bias", "weight_init", "bias_init")
-        made = {option: layer[option] for option in options if option in layer}
+        made = linear_options(layer)
         params["linear"] = init_linear(linear_key, num_features, vocab_size, **made)
     return params
 

@@ -378,11 +378,21 @@ def init_transformer(
         words = {"vocab_size": vocab_size, "embedding_features": embedding_features}
         params[name] = init(init_key, *sizes, num_layers, **words, **edges)
     if not tie_embeddings:
-        for name in ("bias", "weight_init", "bias_init"):
-            if name in layer:
-                made[name] = layer[name]
-        params["linear"] = init_linear(linear_key, num_features, out_features, **made)
+        params["linear"] = init_linear(
+            linear_key, num_features, out_features, **linear_options(layer)
+        )
     return params
+
+
+def linear_options(layer: dict[str, Any]) -> dict[str, Any]:
+    """Of the options of a layer, those that `init_linear` has too.
+
+    Example:
+        >>> linear_options({"bias": False, "num_kv_heads": 1})
+        {'bias': False}
+    """
+    names = ("bias", "weight_init", "bias_init", "dtype", "device")
+    return {name: layer[name] for name in names if name in layer}
 
 
 def transformer(
@@ -433,11 +443,10 @@ def transformer(
     encoder_key, decoder_key = random.split_or_none(key, 2)
     options = {"position": position, "embed": embed, **layer}
     memory = encode(params, src, src_mask, encoder_key, **options)
-    if "embedding" in params:
-        tgt = embed(params["embedding"], tgt)
     options["cross_attend"] = cross_attend
-    x = decoder(params["decoder"], tgt, memory, tgt_mask, memory_mask, decoder_key, **options)
-    return to_logits(params, x)
+    return to_logits(
+        params, decode(params, tgt, memory, tgt_mask, memory_mask, decoder_key, **options)
+    )
 
 
 def encode(
@@ -461,6 +470,31 @@ def encode(
     if "embedding" in params:
         src = embed(params["embedding"], src)
     return encoder(stack, src, src_mask, key, position=position, embed=embed, **options)
+
+
+def decode(
+    params: Params,
+    tgt: Tensor,
+    memory: Tensor | None = None,
+    self_mask: Mask | Tensor | None = masks.causal(),
+    cross_mask: Mask | Tensor | None = None,
+    key: Key | None = None,
+    *,
+    position: Position | None = positions.add_sinusoidal,
+    embed: Embed = scaled_embedding,
+    **options: Any,
+) -> Tensor:
+    """What the decoder of a transformer makes of the target, its embedding shared or not.
+
+    Example:
+        >>> params = init_transformer(random.key(0), 8, 2, 16, 1, 1)
+        >>> decode(params, torch.ones(5, 8), torch.ones(3, 8)).shape
+        torch.Size([5, 8])
+    """
+    if "embedding" in params:
+        tgt = embed(params["embedding"], tgt)
+    options |= {"position": position, "embed": embed}
+    return decoder(params["decoder"], tgt, memory, self_mask, cross_mask, key, **options)
 
 
 def to_logits(params: Params, x: Tensor) -> Tensor:

@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from tinyfn import _checks, masks, positions
+from tinyfn import _checks, masks
 from tinyfn._cache import check_self_mask
-from tinyfn._primitives import scaled_embedding
-from tinyfn._transformer import decoder, to_logits
+from tinyfn._transformer import decode, to_logits
 from tinyfn.generation import _begin
 from tinyfn.types import Params
 
@@ -58,10 +57,9 @@ def log_probs(
         remedy, actual = "Expand the prompt", _checks.shape(tokens)
         raise _checks.fail(ValueError, name, "tokens", requirement, actual, remedy)
     check_self_mask(name, self_mask, None)
-    own = dict(options)
-    memory = _begin.memory_of(name, params, source, source_mask, own)
+    memory = _begin.memory_of(name, params, source, source_mask, options)
     prompt_seq, seq = prompt.shape[-1], tokens.shape[-1]
-    stack = _checks.part(name, params, "decoder", "init_language_model or init_transformer")
+    _checks.part(name, params, "decoder", "init_language_model or init_transformer")
     known, tokens = tokens >= 0, tokens.clamp(min=0)
     joined, first = torch.cat([prompt, tokens], -1), prompt_seq
     at = torch.arange(prompt_seq - 1, prompt_seq + seq - 1, device=tokens.device)
@@ -75,10 +73,7 @@ def log_probs(
         joined = joined.gather(-1, moved.clamp(max=joined.shape[-1] - 1))
         at = at - prompt_seq + first
     joined = joined[..., :-1]  # nothing follows the last
-    own.setdefault("position", positions.add_sinusoidal)
-    if "embedding" in params:
-        joined = own.get("embed", scaled_embedding)(params["embedding"], joined)
-    x = decoder(stack, joined, memory, self_mask, source_mask, **own)
+    x = decode(params, joined, memory, self_mask, source_mask, **options)
     x = x.gather(-2, at.unsqueeze(-1).expand(*at.shape, x.shape[-1]))
     chances = to_logits(params, x).log_softmax(-1)
     chances = chances.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

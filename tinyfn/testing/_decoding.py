@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import tinyfn
-from tinyfn import masks, positions
+from tinyfn import masks
+from tinyfn._transformer import decode, to_logits
 from tinyfn.testing import _verdicts
 from tinyfn.types import Params
 
@@ -48,12 +49,8 @@ def check_decoding(
     capacity = seq if capacity is None else capacity
     shared = {"self_mask": self_mask, "cross_mask": cross_mask, **options}
     across = {name: options[name] for name in ("cross_attend",) if name in options}
-    own = {"position": positions.add_sinusoidal, **options}
-    x = tokens
-    if "embedding" in params:
-        x = own.get("embed", tinyfn.scaled_embedding)(params["embedding"], tokens)
-    x = tinyfn.decoder(params["decoder"], x, memory, self_mask, cross_mask, **own)
-    expected = _logits(params, x)
+    x = decode(params, tokens, memory, self_mask, cross_mask, **options)
+    expected = to_logits(params, x)
 
     def steps(cache: tinyfn.Cache, first: int, what: str) -> None:
         for at in range(first, seq):
@@ -92,10 +89,3 @@ def check_decoding(
         _verdicts.same("their next tokens", [logits[:-1]], [expected[1:]])
 
     _verdicts.demand("check_decoding", checks())
-
-
-def _logits(params: Params, x: Tensor) -> Tensor:
-    if "linear" in params:
-        return tinyfn.linear(params["linear"], x)
-    tied = params.get("embedding", params["decoder"].get("embedding"))
-    return x if tied is None else tinyfn.linear(tied, x)
