@@ -347,7 +347,7 @@ def refused(modules: Modules) -> list[str]:
     return [
         f"{module}: {node.arg}"
         for module, tree in modules.items()
-        if module != "interop"
+        if not module.startswith("interop")
         for node in ast.walk(tree)
         if isinstance(node, ast.arg) and re.fullmatch(REFUSED, node.arg)
     ]
