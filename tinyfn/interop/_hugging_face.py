@@ -6,11 +6,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from tinyfn import _checks, tree
-from tinyfn.interop import _gpt2, _tables
+from tinyfn.interop import _bert, _gpt2, _tables
 from tinyfn.types import Params
 
 FAMILIES: dict[str, Callable[[Any, Collection[str]], _tables.Counterpart]] = {
+    "bert": _bert.bert,
+    "distilbert": _bert.bert,
     "gpt2": _gpt2.gpt2,
+    "roberta": _bert.bert,
 }
 """By `config.model_type`: what is made of a config and the names of weights, theirs or ours."""
 

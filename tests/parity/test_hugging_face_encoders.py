@@ -1,0 +1,201 @@
+"""Encoders, and encoders with decoders, of transformers: tiny models made from their configs."""
+
+from functools import partial
+
+import pytest
+import torch
+import transformers
+
+from tinyfn import interop, masks, random, tree
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCES)
+BERT = {
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 6,
+    "max_position_embeddings": 12,
+    "num_labels": 3,
+}
+DISTILBERT = {
+    "vocab_size": 11,
+    "dim": 8,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 6,
+    "max_position_embeddings": 12,
+    "num_labels": 3,
+}
+CONFIGS = {
+    "Bert": partial(transformers.BertConfig, **BERT),
+    "Roberta": partial(transformers.RobertaConfig, **BERT),
+    "DistilBert": partial(transformers.DistilBertConfig, **DISTILBERT),
+}
+HEADS = "Model", "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
+TEXT_MODELS = [(family, head) for family in CONFIGS for head in HEADS]
+LENGTHS = torch.tensor([6, 3])
+TOKENS = torch.tensor([[2, 5, 7, 8, 10, 4], [2, 9, 3, 1, 1, 1]])
+REAL = torch.arange(6) < LENGTHS[:, None]
+
+
+def made(family, head, dtype=torch.float64, **options):
+    """A model in evaluation, no weight at a special value."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, family + head)(CONFIGS[family](**options))
+        for weight in model.parameters():
+            weight.data += 0.3 * torch.randn_like(weight)
+    return model.to(dtype).eval()
+
+
+def close(actual, expected):
+    tolerance = TOLERANCES[expected.dtype]
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def only_real(x):
+    """Of features of tokens those that stand for something; of a text's, all."""
+    return x[REAL] if x.ndim == 3 else x
+
+
+@DTYPES
+@pytest.mark.parametrize(("family", "head"), TEXT_MODELS)
+def test_text_encoders_agree(family, head, dtype):
+    model = made(family, head, dtype)
+    params, options, function = interop.from_hugging_face(model)
+    tokens = TOKENS.clone()
+    tokens[1, 3:] = 6  # no padding: every position counts
+    close(function(params, tokens, **options), model(tokens)[0])
+    padded = model(TOKENS, attention_mask=REAL.long())[0]
+    ours = function(params, TOKENS, masks.padding(LENGTHS), **options)
+    close(only_real(ours), only_real(padded))
+
+
+@pytest.mark.parametrize(("family", "head"), TEXT_MODELS)
+def test_text_encoders_go_there_and_back_bit_for_bit(family, head):
+    there_and_back(made(family, head))
+
+
+def there_and_back(model):
+    params, _, _ = interop.from_hugging_face(model)
+    back, theirs = interop.to_hugging_face(params, model.config), model.state_dict()
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[name], theirs[name]) for name in back)
+    again, _, _ = interop.from_hugging_face(theirs, model.config)
+    tree.map(lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=0), again, params)
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_token_types_are_an_input(family):
+    model = made(family, "ForSequenceClassification", type_vocab_size=3)
+    params, options, function = interop.from_hugging_face(model)
+    types = torch.tensor([[0, 0, 1, 1, 2, 0], [2, 1, 0, 0, 0, 0]])
+    expected = model(TOKENS, attention_mask=REAL.long(), token_type_ids=types).logits
+    ours = function(params, TOKENS, masks.padding(LENGTHS), None, types, **options)
+    close(ours, expected)
+    assert (expected - model(TOKENS, attention_mask=REAL.long()).logits).abs().min() > 1e-3
+
+
+def test_params_without_token_types_refuse_them():
+    params, options, function = interop.from_hugging_face(made("DistilBert", "Model"))
+    with pytest.raises(ValueError, match="token_types must be None for params without token types"):
+        function(params, TOKENS, None, None, TOKENS, **options)
+
+
+def test_padding_before_a_text_is_not_counted():
+    model = made("Roberta", "Model")
+    params, options, function = interop.from_hugging_face(model)
+    tokens, real = TOKENS.flip(1), REAL.flip(1)
+    ours = function(params, tokens, real[:, None, None], **options)
+    close(ours[real], model(tokens, attention_mask=real.long())[0][real])
+
+
+def test_more_positions_than_there_are_rows_are_refused():
+    for family, least in (("Bert", 13), ("Roberta", 11)):  # its padding takes two rows
+        params, options, function = interop.from_hugging_face(made(family, "Model"))
+        tokens = torch.full((1, least), 3)
+        function(params, tokens[:, 1:], **options)
+        with pytest.raises(ValueError, match="seq must end within max_len=12"):
+            function(params, tokens, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden_act": "gelu_new", "layer_norm_eps": 0.1},
+        {"hidden_act": "relu", "pad_token_id": 0},
+        {
+            "hidden_dropout_prob": 0.3,
+            "attention_probs_dropout_prob": 0.2,
+            "position_embedding_type": "absolute",
+        },
+    ],
+)
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_options_of_a_config_are_read(family, options):
+    model = made(family, "ForMaskedLM", **options)
+    params, keywords, function = interop.from_hugging_face(model)
+    close(function(params, TOKENS, **keywords), model(TOKENS).logits)
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "options", "message"),
+    [
+        ("Bert", "Model", {"is_decoder": True}, "is_decoder must be False, got True"),
+        ("Roberta", "Model", {"add_cross_attention": True, "is_decoder": True}, "is_decoder must"),
+        ("Bert", "ForMaskedLM", {"tie_word_embeddings": False}, "tie_word_embeddings must be True"),
+        (
+            "Bert",
+            "Model",
+            {"position_embedding_type": "relative_key"},
+            "position_embedding_type must be 'absolute', got 'relative_key'",
+        ),
+        ("DistilBert", "Model", {"activation": "gelu_10"}, "activation must be one of gelu"),
+    ],
+)
+def test_options_that_are_not_reproduced_are_refused(family, head, options, message):
+    model = made(family, head, **options)
+    with pytest.raises(ValueError, match=f"from_hugging_face: config.{message}"):
+        interop.from_hugging_face(model)
+
+
+@pytest.mark.parametrize("head", ["ForQuestionAnswering", "ForNextSentencePrediction"])
+def test_heads_without_a_function_are_refused(head):
+    with pytest.raises(ValueError, match=r"no place for .*(qa_outputs|seq_relationship).weight"):
+        interop.from_hugging_face(made("Bert", head))
+
+
+@pytest.mark.parametrize(("family", "head"), TEXT_MODELS)
+def test_dropout_comes_with_a_key(family, head):
+    params, options, function = interop.from_hugging_face(made(family, head))
+    once, again, other = (
+        function(params, TOKENS, None, random.key(seed), **options) for seed in (0, 0, 1)
+    )
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+
+
+def gradients_agree(model, call, theirs, loss=lambda x: x.sin().sum()):
+    """Gradients by our params are theirs by the weights, where tied ones add up."""
+    params, options, function = interop.from_hugging_face(model)
+    ours = torch.func.grad(lambda params: loss(call(function, params, options)))(params)
+    loss(theirs(model)).backward()
+    found = {
+        name: torch.zeros_like(weight) if weight.grad is None else weight.grad
+        for name, weight in model.named_parameters(remove_duplicate=False)
+    }
+    expected, _, _ = interop.from_hugging_face(found, model.config)
+    tree.map(close, ours, expected)
+
+
+@pytest.mark.parametrize(("family", "head"), TEXT_MODELS)
+def test_gradients_of_text_encoders_agree(family, head):
+    model = made(family, head)
+    call = lambda f, params, options: f(params, TOKENS, masks.padding(LENGTHS), **options)  # noqa: E731 (short)
+    gradients_agree(
+        model,
+        lambda *given: only_real(call(*given)),
+        lambda model: only_real(model(TOKENS, attention_mask=REAL.long())[0]),
+    )
