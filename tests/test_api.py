@@ -23,7 +23,7 @@ PACKAGE = ROOT / "tinyfn"
 
 ROWS = [
     {"types", "_checks", "_levels", "tree", "random", "initializers", "transforms"},
-    {"_kernels", "_losses", "_primitives", "masks", "positions"},
+    {"_frequencies", "_kernels", "_losses", "_primitives", "masks", "positions"},
     {"_attend", "_attention"},
     {"_layers"},
     {"_transformer"},

@@ -75,7 +75,7 @@ def gpt2(config: Any, names: Collection[str]) -> Counterpart:
         "norm_first": True,
         "activation": _options.activation(config, "activation_function"),
         "feed_forward": _options.keeps_hidden,
-        "attend": _options.dropping(float(config.attn_pdrop)),
+        "attend": _options.dropping(float(config.attn_pdrop), dropout_p),
         "dropout_p": dropout_p,
     }
     sizes = {"heads": config.n_head, "head_dim": config.n_embd // config.n_head}

@@ -6,13 +6,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from tinyfn import _checks, tree
-from tinyfn.interop import _bert, _gpt2, _tables
+from tinyfn.interop import _bert, _gpt2, _llama, _tables
 from tinyfn.types import Params
 
 FAMILIES: dict[str, Callable[[Any, Collection[str]], _tables.Counterpart]] = {
     "bert": _bert.bert,
     "distilbert": _bert.bert,
     "gpt2": _gpt2.gpt2,
+    "llama": _llama.llama,
+    "mistral": _llama.mistral,
+    "qwen2": _llama.qwen2,
+    "qwen3": _llama.qwen3,
     "roberta": _bert.bert,
 }
 """By `config.model_type`: what is made of a config and the names of weights, theirs or ours."""

@@ -87,8 +87,10 @@ def one_dropout(config: Any, *options: str) -> float:
     return values[options[0]]
 
 
-def dropping(attend_dropout: float) -> Attend:
-    """Attention that drops weights with a chance of its own, whatever the layer's is."""
+def dropping(attend_dropout: float, layer_dropout: float) -> Attend:
+    """Attention that drops weights with a chance of its own, where the layer has another."""
+    if attend_dropout == layer_dropout:
+        return dot_product_attention
     return partial(_dropping, attend_dropout)
 
 
