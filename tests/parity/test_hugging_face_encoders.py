@@ -6,7 +6,9 @@ import pytest
 import torch
 import transformers
 
-from tinyfn import interop, masks, random, tree
+import tinyfn
+from tinyfn import generation, interop, masks, positions, random, tree
+from tinyfn._transformer import encode
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCES)
@@ -33,8 +35,21 @@ CONFIGS = {
     "Roberta": partial(transformers.RobertaConfig, **BERT),
     "DistilBert": partial(transformers.DistilBertConfig, **DISTILBERT),
 }
+T5 = {
+    "vocab_size": 11,
+    "d_model": 8,
+    "d_kv": 3,
+    "d_ff": 6,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 2,
+    "relative_attention_num_buckets": 6,
+    "relative_attention_max_distance": 5,
+    "decoder_start_token_id": 0,
+}
+CONFIGS["T5"] = partial(transformers.T5Config, **T5)
 HEADS = "Model", "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
-TEXT_MODELS = [(family, head) for family in CONFIGS for head in HEADS]
+TEXT_MODELS = [(family, head) for family in CONFIGS if family != "T5" for head in HEADS]
 LENGTHS = torch.tensor([6, 3])
 TOKENS = torch.tensor([[2, 5, 7, 8, 10, 4], [2, 9, 3, 1, 1, 1]])
 REAL = torch.arange(6) < LENGTHS[:, None]
@@ -199,3 +214,119 @@ def test_gradients_of_text_encoders_agree(family, head):
         lambda *given: only_real(call(*given)),
         lambda model: only_real(model(TOKENS, attention_mask=REAL.long())[0]),
     )
+
+
+@pytest.fixture
+def exact_norms(monkeypatch):
+    """Theirs computes the variance in float32, whatever the weights are."""
+
+    def forward(self, x):
+        return (
+            self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        )
+
+    norm = transformers.models.t5.modeling_t5.T5LayerNorm
+    monkeypatch.setattr(norm, "forward", forward)
+
+
+TARGET = torch.tensor([[0, 5, 7, 8, 10, 4, 9], [0, 9, 3, 2, 1, 6, 6]])
+PAIRS = [
+    ("T5", {}),
+    ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    ("T5", {"feed_forward_proj": "gated-silu", "layer_norm_epsilon": 0.1, "d_kv": 5}),
+]
+WITH_PAIRS = pytest.mark.parametrize(("family", "options"), PAIRS)
+
+
+@DTYPES
+@WITH_PAIRS
+@pytest.mark.usefixtures("exact_norms")
+def test_encoders_with_decoders_agree(family, options, dtype):
+    model = made(family, "ForConditionalGeneration", dtype, **options)
+    params, options, function = interop.from_hugging_face(model)
+    close(
+        function(params, TOKENS, TARGET, **options),
+        model(TOKENS, decoder_input_ids=TARGET).logits,
+    )
+    real = masks.padding(LENGTHS)
+    expected = model(TOKENS, attention_mask=REAL.long(), decoder_input_ids=TARGET).logits
+    close(function(params, TOKENS, TARGET, real, memory_mask=real, **options), expected)
+
+
+@WITH_PAIRS
+@pytest.mark.usefixtures("exact_norms")
+def test_a_token_at_a_time_agrees(family, options):
+    model = made(family, "ForConditionalGeneration", **options)
+    params, options, _ = interop.from_hugging_face(model)
+    real, cross = masks.padding(LENGTHS), {"cross_attend": options["cross_attend"]}
+    own = {name: x for name, x in options.items() if name not in ("cross_attend", "output")}
+    memory = encode(params, TOKENS, real, **own)
+    cache = tinyfn.init_cache(params, memory, real, capacity=TARGET.shape[1], **cross)
+    past = None
+    for at in range(TARGET.shape[1]):
+        token = TARGET[:, at]
+        given = {"attention_mask": REAL.long(), "past_key_values": past, "use_cache": True}
+        theirs = model(TOKENS, decoder_input_ids=token[:, None], **given)
+        past = theirs.past_key_values
+        logits, cache = tinyfn.decode_step(params, cache, token, cross_mask=real, **options)
+        close(logits, theirs.logits[:, 0])
+
+
+@WITH_PAIRS
+def test_generation_of_encoders_with_decoders_agrees(family, options):
+    # Theirs makes a cache for as many layers as the encoder has.
+    options = {**options, "num_decoder_layers": 2} if family == "T5" else options
+    model = made(family, "ForConditionalGeneration", torch.float32, **options)
+    params, options, _ = interop.from_hugging_face(model)
+    start, real = TARGET[:, :1], masks.padding(LENGTHS)
+    ours, _ = generation.greedy(params, start, None, TOKENS, real, max_len=6, **options)
+    given = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "num_beams": 1}
+    theirs = model.generate(
+        TOKENS, attention_mask=REAL.long(), decoder_input_ids=start, eos_token_id=None, **given
+    )
+    assert torch.equal(ours, theirs[:, 1:])
+
+
+@WITH_PAIRS
+@pytest.mark.usefixtures("exact_norms")
+def test_encoders_with_decoders_go_there_and_back(family, options):
+    model = made(family, "ForConditionalGeneration", **options)
+    there_and_back(model)
+    real = masks.padding(LENGTHS)
+    gradients_agree(
+        model,
+        lambda f, p, options: f(p, TOKENS, TARGET, real, memory_mask=real, **options),
+        lambda model: model(TOKENS, attention_mask=REAL.long(), decoder_input_ids=TARGET).logits,
+    )
+
+
+@pytest.mark.usefixtures("exact_norms")
+def test_the_encoder_of_t5_alone():
+    model = made("T5", "EncoderModel")
+    params, options, function = interop.from_hugging_face(model)
+    ours = function(params, TOKENS, masks.padding(LENGTHS), **options)
+    close(ours[REAL], model(TOKENS, attention_mask=REAL.long())[0][REAL])
+    there_and_back(model)
+
+
+@pytest.mark.usefixtures("exact_norms")
+def test_an_output_of_its_own_is_read_where_there_is_one():
+    model = made("T5", "ForConditionalGeneration", tie_word_embeddings=False)
+    model.lm_head.weight = torch.nn.Parameter(2 * model.shared.weight.detach().flip(0))
+    params, options, function = interop.from_hugging_face(model)
+    close(function(params, TOKENS, TARGET, **options), model(TOKENS, decoder_input_ids=TARGET)[0])
+    there_and_back(model)
+
+
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (4, 3), (20, 1000), (48, 64)])
+def test_every_distance_lies_in_their_range(buckets, distance):
+    find = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket
+    table = torch.arange(float(buckets))[:, None]
+    at = -torch.arange(1200)
+    theirs = find(at, False, buckets, distance)
+    ours = positions.relative_bias({"before": table}, 1200, 1, max_distance=distance)
+    assert torch.equal(ours[0, :, 0].long(), theirs)
+    both = dict(zip(("before", "after"), table.chunk(2), strict=True))
+    ours = positions.relative_bias(both, 600, 600, max_distance=distance)
+    at = torch.arange(600)
+    assert torch.equal(ours[0].long(), find(at - at[:, None], True, buckets, distance))

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tinyfn import _checks, tree
-from tinyfn.interop import _bert, _gpt2, _llama, _tables
+from tinyfn.interop import _bert, _gpt2, _llama, _t5, _tables
 from tinyfn.types import Params
 
 FAMILIES: dict[str, Callable[[Any, Collection[str]], _tables.Counterpart]] = {
@@ -18,6 +18,7 @@ FAMILIES: dict[str, Callable[[Any, Collection[str]], _tables.Counterpart]] = {
     "qwen2": _llama.qwen2,
     "qwen3": _llama.qwen3,
     "roberta": _bert.bert,
+    "t5": _t5.t5,
 }
 """By `config.model_type`: what is made of a config and the names of weights, theirs or ours."""
 
