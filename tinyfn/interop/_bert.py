@@ -230,7 +230,7 @@ _DECODER = {
 _READ = frozenset(
     "attention_probs_dropout_prob classifier_dropout hidden_act hidden_dropout_prob hidden_size "
     "intermediate_size layer_norm_eps max_position_embeddings num_attention_heads "
-    "num_hidden_layers position_embedding_type tie_word_embeddings type_vocab_size "
+    "num_hidden_layers tie_word_embeddings type_vocab_size "
     "activation attention_dropout dim dropout hidden_dim n_heads n_layers "
     "seq_classif_dropout".split()
 )
@@ -273,25 +273,24 @@ def bert(config: Any, names: Collection[str]) -> Counterpart:
 
 
 def _options_of(config: Any) -> dict[str, Any]:
-    _options.check(config, _READ | _UNREAD)
-    kind = getattr(config, "position_embedding_type", "absolute")
-    if kind != "absolute":
-        raise _options.refuse("position_embedding_type", "be 'absolute'", repr(kind))
+    older = _options.only(config, position_embedding_type="absolute")
+    _options.check(config, _READ | _UNREAD | older)
     if config.model_type == "distilbert":
         return {
             "norm": partial(layer_norm, eps=1e-12),
             "activation": _options.activation(config, "activation"),
-            "attend": _options.dropping(float(config.attention_dropout)),
+            "attend": _options.dropping(float(config.attention_dropout), 0.0),
             "feed_forward": partial(_dropping_result, float(config.dropout)),
             "embedding_dropout_p": float(config.dropout),
         }
+    p = float(config.hidden_dropout_prob)
     options = {
         "norm": partial(layer_norm, eps=config.layer_norm_eps),
         "activation": _options.activation(config, "hidden_act"),
-        "attend": _options.dropping(float(config.attention_probs_dropout_prob)),
+        "attend": _options.dropping(float(config.attention_probs_dropout_prob), p),
         "feed_forward": _options.keeps_hidden,
-        "dropout_p": float(config.hidden_dropout_prob),
-        "embedding_dropout_p": float(config.hidden_dropout_prob),
+        "dropout_p": p,
+        "embedding_dropout_p": p,
     }
     return options | ({"padding": config.pad_token_id} if config.model_type == "roberta" else {})
 

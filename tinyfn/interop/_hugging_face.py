@@ -6,14 +6,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from tinyfn import _checks, tree
-from tinyfn.interop import _bert, _gpt2, _llama, _t5, _tables
+from tinyfn.interop import _bart, _bert, _gpt2, _llama, _t5, _tables
 from tinyfn.types import Params
 
 FAMILIES: dict[str, Callable[[Any, Collection[str]], _tables.Counterpart]] = {
+    "bart": _bart.bart,
     "bert": _bert.bert,
     "distilbert": _bert.bert,
     "gpt2": _gpt2.gpt2,
     "llama": _llama.llama,
+    "marian": _bart.marian,
     "mistral": _llama.mistral,
     "qwen2": _llama.qwen2,
     "qwen3": _llama.qwen3,

@@ -69,12 +69,13 @@ _AXES = {
 }
 
 
-def parts(names: Mapping[str, str], *, bias: bool = True) -> tuple[Line, ...]:
+def parts(names: Mapping[str, str], *, bias: bool = True, heads: str = "heads") -> tuple[Line, ...]:
     """Lines for linear maps and norms: a weight each, and a bias; heads where our name has them.
 
     Args:
         names: Ours to theirs.
         bias: Whether they have biases.
+        heads: What the patterns call the heads.
 
     Example:
         >>> parts({"attention.q_proj": "attn.q"}, bias=False)[0].pattern
@@ -82,7 +83,8 @@ def parts(names: Mapping[str, str], *, bias: bool = True) -> tuple[Line, ...]:
     """
     lines = []
     for ours, theirs in names.items():
-        weight, shift = _AXES.get(ours.rpartition(".")[-1], (None, None))
+        axes = _AXES.get(ours.rpartition(".")[-1], (None, None))
+        weight, shift = (pattern and pattern.replace("heads", heads) for pattern in axes)
         lines.append(Line(f"{ours}.weight", f"{theirs}.weight", weight))
         lines += [Line(f"{ours}.bias", f"{theirs}.bias", shift)] if bias else []
     return tuple(lines)
