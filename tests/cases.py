@@ -187,6 +187,17 @@ _case(
     (0, 1, 2),
 )
 _case(
+    "positions.rotary positions.rotate",
+    positions.rotary(
+        tinyfn.dot_product_attention,
+        frequencies=partial(positions.ntk_scaled, head_dim=4, factor=2.0, max_len=3),
+        scale=1.2,
+    ),
+    lambda: (_x(2, 4, 4), _x(2, 4, 4, seed=1), _x(2, 4, 2, seed=2)),
+    (0, 1, 2),
+    detail="_with_frequencies_by_length",
+)
+_case(
     "positions.alibi positions.alibi_bias positions.alibi_slopes",
     positions.alibi(tinyfn.dot_product_attention),
     _heads,

@@ -27,9 +27,13 @@ def from_hugging_face(
     | model | function |
     |---|---|
     | GPT2LMHeadModel, GPT2Model | language_model, decoder |
+    | LlamaForCausalLM, LlamaModel; those of Mistral, Qwen2, Qwen3 | language_model, decoder |
+
+    A sliding window is the keyword argument `mask` (`self_mask` of a decoder), which generation
+    and caches call `self_mask`; combine it with others by `&`. Dropout needs a `key`.
 
     The params are copies. What the config asks for and no function here does is refused by name, as
-    is a weight that finds no place, or a place that finds no weight. Dropout needs a `key`.
+    is a weight that finds no place, or a place that finds no weight.
 
     Args:
         model: Of transformers, or its `state_dict()`.
