@@ -204,6 +204,11 @@ _case(
     (0, 1, 2),
 )
 
+
+def _norm(features: int, seed: int = 0) -> dict[str, Tensor]:
+    return {"weight": 1 + 0.3 * _x(features, seed=seed)}
+
+
 _case(
     "attention",
     tinyfn.attention,
@@ -215,6 +220,15 @@ _case(
         torch.tensor([[True, False, True], [False] * 3]),
     ),
     (1, 2, 3),
+)
+_case(
+    "attention",
+    tinyfn.attention,
+    lambda: (
+        {**_init(tinyfn.init_attention, 4, 2), "q_norm": _norm(2), "k_norm": _norm(2, seed=1)},
+        *[_x(2, 4)] * 3,
+    ),
+    detail="_with_norms_of_queries_and_keys",
 )
 _case(
     "attention_weights",

@@ -286,6 +286,13 @@ def test_a_tied_weight_need_not_be_there_twice():
         interop.from_hugging_face(weights, model.config)
 
 
+def test_a_config_beside_a_model_is_the_one_that_is_read():
+    model = model_of("gpt2")
+    config = GPT2Config(**GPT2, activation_function="relu")
+    _, options, _ = interop.from_hugging_face(model, config)
+    assert options["activation"] is torch.relu
+
+
 def changed(name, without=(), **more):
     model = model_of(name)
     weights = {key: w for key, w in model.state_dict().items() if key not in without}
@@ -362,7 +369,7 @@ def test_weights_of_other_sizes_are_refused():
         (GPT2Config, {"add_cross_attention": True}, "add_cross_attention", "be False, got True"),
         (GPT2Config, {"activation_function": "gelu_10"}, "activation_function", "be one of gelu, "),
         (GPT2Config, {"embd_pdrop": 0.2}, "resid_pdrop", "be that of embd_pdrop, got {'resid_pdr"),
-        (GPT2Config, {"novelty": 1}, "novelty", "be absent, got 1. No function here reproduces it"),
+        (GPT2Config, {"novelty": 1}, "novelty", "be absent, got 1. No function here reads it: de"),
         (LlamaConfig, {"pretraining_tp": 2}, "pretraining_tp", "be 1, got 2"),
         (LlamaConfig, roped("proportional"), "rope_parameters['rope_type']", "be one of default, "),
         (
@@ -395,6 +402,7 @@ def test_weights_of_other_sizes_are_refused():
             "layer_types",
             "be full_attention for every layer, or sliding_attention with a sliding_window, got [",
         ),
+        (Qwen2Config, {"use_mrope": True}, "use_mrope", "be absent, got True"),
         (Qwen3Config, {"rms_norm_eps": 1e-5}, "rms_norm_eps", "be 1e-6, as in norms of q and k, g"),
         (transformers.BloomConfig, {}, "model_type", "be one of gpt2, "),
     ],
@@ -421,11 +429,76 @@ def test_what_is_no_model_is_refused(arguments, message, unchecked):
         interop.from_hugging_face(*arguments)
 
 
-def test_options_that_say_nothing_of_the_numbers_are_taken():
-    neutral = {"use_cache": False, "dtype": "float16", "task_specific_params": {}, "n_ctx": 8}
-    interop.from_hugging_face(
-        model_of("gpt2").state_dict(), GPT2Config(**GPT2, **neutral, summary_type="mean")
-    )
+PUBLISHED = {
+    "gpt2": {
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.1,
+        "bos_token_id": 0,
+        "embd_pdrop": 0.1,
+        "eos_token_id": 0,
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05,
+        "n_ctx": 8,
+        "resid_pdrop": 0.1,
+        "summary_activation": None,
+        "summary_first_dropout": 0.1,
+        "summary_proj_to_labels": True,
+        "summary_type": "cls_index",
+        "summary_use_proj": True,
+        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    },
+    "llama": {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": [1, 8, 9],
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.43.0.dev0",
+        "use_cache": True,
+    },
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "max_window_layers": 28,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000,
+        "rope_scaling": {"factor": 4, "original_max_position_embeddings": 8, "type": "yarn"},
+        "sliding_window": 131072,
+        "tie_word_embeddings": True,
+        "use_mrope": False,
+        "use_sliding_window": False,
+    },
+}
+"""What config.json says of models that are well known, but for the sizes."""
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_configs_as_they_are_published(kind, in_double):
+    sizes = GPT2 if kind == "gpt2" else LLAMA | {"num_attention_heads": 2}
+    config = transformers.AutoConfig.for_model(kind, **(sizes | PUBLISHED[kind]))
+    with in_double():
+        model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+        expected = model(TOKENS)[0]
+    params, options, f = interop.from_hugging_face(model.state_dict(), config)
+    close(f(params, TOKENS, **options), expected, 1e-9)
 
 
 @pytest.mark.parametrize("head_dim", [8, 64])

@@ -37,7 +37,7 @@ def from_hugging_face(
 
     Args:
         model: Of transformers, or its `state_dict()`.
-        config: With a state dict, the config that it was made with.
+        config: That the weights were made with; a model has its own.
 
     Raises:
         TypeError: The model is of another kind, or the config is missing.
@@ -57,7 +57,8 @@ def from_hugging_face(
     """
     name = "interop.from_hugging_face"
     if isinstance(model, nn.Module):
-        state, config = model.state_dict(), getattr(model, "config", config)
+        state = model.state_dict()
+        config = getattr(model, "config", None) if config is None else config
     else:
         state = model
     if not isinstance(state, Mapping):

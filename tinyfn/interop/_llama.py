@@ -107,6 +107,7 @@ def qwen3(config: Any, names: Collection[str]) -> Counterpart:
 
 def _window(config: Any, read: frozenset[str]) -> int | None:
     windows = {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
+    windows |= set() if getattr(config, "use_mrope", False) else {"use_mrope"}
     _options.check(config, read | windows)
     kinds = set(config.layer_types)
     if kinds == {"sliding_attention"} and config.sliding_window is not None:
