@@ -174,7 +174,7 @@ def llama3(
 
     Example:
         >>> llama3(4, factor=8.0, max_len=16)
-        tensor([0.5711, 0.0013], dtype=torch.float64)
+        tensor([0.5761, 0.0012], dtype=torch.float64)
 
     Reference: Grattafiori et al., "The Llama 3 Herd of Models", 2024, arXiv 2407.21783.
     """

@@ -35,7 +35,7 @@ from tinyfn.types import Attend, Initializer, Key, Params
 
 Offset = int | Integer[Tensor, "..."]
 Turns = Float[Tensor, "pairs"] | Callable[[Offset], Float[Tensor, "... pairs"]]
-"""Frequencies of rotary attention, or a function that makes them of how many positions there are."""
+"""Frequencies of rotary attention, or a function that makes them of the number of positions."""
 
 
 def sinusoidal(
@@ -344,7 +344,7 @@ def rotate(
         offset: The position of the first.
         theta: The longest wavelength is 2π theta.
         frequencies: One for each pair in place of theta's, such as `llama3` or `yarn` give; or a
-            function that makes them of the number of positions, such as a `partial` of `ntk_scaled`.
+            function that makes them of the number of positions: a `partial` of `ntk_scaled`, say.
         scale: What the result is multiplied by.
 
     Raises:

@@ -33,13 +33,17 @@ def from_hugging_face(
     | model | function |
     |---|---|
     | GPT2LMHeadModel, GPT2Model | language_model, decoder |
+    | LlamaForCausalLM, LlamaModel; those of Mistral, Qwen2, Qwen3 | language_model, decoder |
+
+    A sliding window is the keyword argument `mask` (`self_mask` of a decoder), which generation
+    and caches call `self_mask`; combine it with others by `&`. Dropout needs a `key`.
 
     The params are copies. What the config asks for and no function here does is refused by name, as
-    is a weight that finds no place, or a place that finds no weight. Dropout needs a `key`.
+    is a weight that finds no place, or a place that finds no weight.
 
     Args:
         model: Of transformers, or its `state_dict()`.
-        config: With a state dict, the config that it was made with.
+        config: That the weights were made with; a model has its own.
 
     Raises:
         TypeError: The model is of another kind, or the config is missing.
@@ -59,7 +63,8 @@ def from_hugging_face(
     """
     name = "interop.from_hugging_face"
     if isinstance(model, nn.Module):
-        state, config = model.state_dict(), getattr(model, "config", config)
+        state = model.state_dict()
+        config = getattr(model, "config", None) if config is None else config
     else:
         state = model
     if not isinstance(state, Mapping):

@@ -1,4 +1,4 @@
-"""Llama and its kin, Mistral, Qwen2 and Qwen3: rotary attention of grouped heads, gated hidden layer.
+"""Llama and its kin, Mistral, Qwen2 and Qwen3: rotary grouped heads, gated feed-forward.
 
 They differ in biases, in a window for the attention, and in norms of queries and keys.
 """
@@ -107,6 +107,7 @@ def qwen3(config: Any, names: Collection[str]) -> Counterpart:
 
 def _window(config: Any, read: frozenset[str]) -> int | None:
     windows = {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
+    windows |= set() if getattr(config, "use_mrope", False) else {"use_mrope"}
     _options.check(config, read | windows)
     kinds = set(config.layer_types)
     if kinds == {"sliding_attention"} and config.sliding_window is not None:
@@ -175,48 +176,51 @@ def _rotary(config: Any, head_dim: int) -> dict[str, Any]:
     for name in set(rope) - set(ROPE[kind].split()):
         raise _options.refuse(f"rope_parameters['{name}']", "be absent", repr(rope[name]))
     made: dict[str, Callable[..., dict[str, Any]]] = {
-        "default": lambda *_: {"theta": theta},
-        "linear": lambda *_: {
-            "frequencies": positions.frequencies(head_dim, theta=theta) / rope["factor"]
-        },
-        "dynamic": lambda *_: {
-            "frequencies": partial(
-                positions.ntk_scaled,
-                head_dim=head_dim,
-                factor=rope["factor"],
-                max_len=config.max_position_embeddings,
-                theta=theta,
-            )
-        },
+        "default": lambda *_: {},
+        "linear": _linear,
+        "dynamic": _dynamic,
         "llama3": _llama3,
         "longrope": _longrope,
         "yarn": _yarn,
     }
-    return made[kind](rope, head_dim, theta, config.max_position_embeddings)
+    theta = float(theta)
+    return {"theta": theta, **made[kind](rope, head_dim, theta, config.max_position_embeddings)}
 
 
-def _llama3(rope: Mapping[str, Any], head_dim: int, theta: float, max_len: int) -> dict[str, Any]:
+Rope = Mapping[str, Any]
+
+
+def _linear(rope: Rope, head_dim: int, theta: float, max_len: int) -> dict[str, Any]:
+    return {"frequencies": positions.frequencies(head_dim, theta=theta) / rope["factor"]}
+
+
+def _dynamic(rope: Rope, head_dim: int, theta: float, max_len: int) -> dict[str, Any]:
+    sizes = {"head_dim": head_dim, "max_len": max_len, "theta": theta}
+    return {"frequencies": partial(positions.ntk_scaled, factor=float(rope["factor"]), **sizes)}
+
+
+def _llama3(rope: Rope, head_dim: int, theta: float, max_len: int) -> dict[str, Any]:
     frequencies = positions.llama3(
         head_dim,
-        factor=rope["factor"],
+        factor=float(rope["factor"]),
         max_len=rope["original_max_position_embeddings"],
         theta=theta,
-        low=rope["low_freq_factor"],
-        high=rope["high_freq_factor"],
+        low=float(rope["low_freq_factor"]),
+        high=float(rope["high_freq_factor"]),
     )
     return {"frequencies": frequencies}
 
 
-def _yarn(rope: Mapping[str, Any], head_dim: int, theta: float, max_len: int) -> dict[str, Any]:
+def _yarn(rope: Rope, head_dim: int, theta: float, max_len: int) -> dict[str, Any]:
     trained = rope["original_max_position_embeddings"]
-    factor = rope["factor"] or max_len / trained
+    factor = float(rope["factor"] or max_len / trained)
     frequencies = positions.yarn(
         head_dim,
         factor=factor,
         max_len=trained,
         theta=theta,
-        fast=rope.get("beta_fast") or 32.0,
-        slow=rope.get("beta_slow") or 1.0,
+        fast=float(rope.get("beta_fast") or 32),
+        slow=float(rope.get("beta_slow") or 1),
         whole=rope.get("truncate", True),
     )
 
@@ -226,10 +230,10 @@ def _yarn(rope: Mapping[str, Any], head_dim: int, theta: float, max_len: int) ->
     scale, one, all_dim = (rope.get(k) for k in ("attention_factor", "mscale", "mscale_all_dim"))
     if scale is None:
         scale = size(one) / size(all_dim) if one and all_dim else size()
-    return {"frequencies": frequencies, "scale": scale}
+    return {"frequencies": frequencies, "scale": float(scale)}
 
 
-def _longrope(rope: Mapping[str, Any], head_dim: int, theta: float, max_len: int) -> dict[str, Any]:
+def _longrope(rope: Rope, head_dim: int, theta: float, max_len: int) -> dict[str, Any]:
     trained = rope["original_max_position_embeddings"]
     factor, scale = rope.get("factor") or max_len / trained, rope.get("attention_factor")
     if scale is None:
@@ -240,4 +244,4 @@ def _longrope(rope: Mapping[str, Any], head_dim: int, theta: float, max_len: int
         for name in ("short", "long")
     )
     frequencies = partial(positions.by_length, short=short, long=long, max_len=trained)
-    return {"frequencies": frequencies, "scale": scale}
+    return {"frequencies": frequencies, "scale": float(scale)}

@@ -37,8 +37,10 @@ def check(config: Any, read: Collection[str]) -> None:
     for name, value in config.to_dict().items():
         if name in NEUTRAL or name in read or (name in usual and usual[name] == value):
             continue
-        wanted = repr(usual[name]) if name in usual else "absent"
-        raise refuse(name, f"be {wanted}", repr(value))
+        if name in usual:
+            raise refuse(name, f"be {usual[name]!r}", repr(value))
+        remedy = "No function here reads it: delete it from the config if it changes no number"
+        raise refuse(name, "be absent", repr(value), remedy)
 
 
 def only(config: Any, **wanted: Any) -> frozenset[str]:
