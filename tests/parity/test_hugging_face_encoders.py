@@ -64,6 +64,17 @@ BART = {
 CONFIGS["Bart"] = partial(transformers.BartConfig, **BART)
 CONFIGS["Marian"] = partial(transformers.MarianConfig, **BART)
 CONFIGS["T5"] = partial(transformers.T5Config, **T5)
+VIT = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 6,
+    "image_size": (4, 9),
+    "patch_size": (2, 3),
+    "num_channels": 2,
+    "num_labels": 3,
+}
+CONFIGS["ViT"] = partial(transformers.ViTConfig, **VIT)
 HEADS = "Model", "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
 TEXT_MODELS = [(family, head) for family in ("Bert", "Roberta", "DistilBert") for head in HEADS]
 LENGTHS = torch.tensor([6, 3])
@@ -207,7 +218,7 @@ def test_heads_without_a_function_are_refused(head):
         interop.from_hugging_face(made("Bert", head))
 
 
-@pytest.mark.parametrize(("family", "head"), TEXT_MODELS)
+@pytest.mark.parametrize(("family", "head"), TEXT_MODELS[1::4])
 def test_dropout_comes_with_a_key(family, head):
     params, options, function = interop.from_hugging_face(made(family, head))
     once, again, other = (
@@ -400,3 +411,35 @@ def test_encoders_with_decoders_without_a_head_agree(family):
 def test_options_of_encoders_with_decoders_are_refused(family, options, message):
     with pytest.raises(ValueError, match=f"from_hugging_face: config.{message}"):
         interop.from_hugging_face(conditional(family, **options))
+
+
+IMAGES = random.normal(random.key(0), (3, 2, 4, 9), dtype=torch.float64)
+SQUARE = {"image_size": 6, "patch_size": 3, "qkv_bias": False, "hidden_act": "gelu_new"}
+OF_IMAGES = [
+    ("ForImageClassification", {}, IMAGES),
+    ("Model", {"layer_norm_eps": 0.1}, IMAGES),
+    ("ForImageClassification", SQUARE, IMAGES.repeat(1, 1, 2, 1)[..., :6, :6]),
+]
+
+
+@pytest.mark.parametrize(("head", "options", "images"), OF_IMAGES)
+def test_images_agree(head, options, images):
+    model = made("ViT", head, **options)
+    there_and_back(model)
+    for dtype in TOLERANCES:
+        params, keywords, function = interop.from_hugging_face(model.to(dtype))
+        x = images.to(dtype)
+        close(function(params, x, **keywords), model(x)[0])
+    gradients_agree(
+        model.double(),
+        lambda f, params, keywords: f(params, images, **keywords),
+        lambda model: model(images)[0],
+    )
+
+
+def test_images_of_another_size_are_refused():
+    params, options, function = interop.from_hugging_face(made("ViT", "ForImageClassification"))
+    with pytest.raises(ValueError, match=r"image must have shape \(..., channels, 4, 9\), got"):
+        function(params, IMAGES.transpose(-1, -2), **options)
+    with pytest.raises(ValueError, match=r"config.image_size must be a multiple of patch_size"):
+        interop.from_hugging_face(made("ViT", "Model", image_size=(4, 10)))
