@@ -8,6 +8,7 @@ import transformers
 
 import tinyfn
 from tinyfn import generation, interop, masks, positions, random, tree
+from tinyfn._attend import dot_product_attention
 from tinyfn._transformer import encode
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -78,7 +79,8 @@ CONFIGS["ViT"] = partial(transformers.ViTConfig, **VIT)
 HEADS = "Model", "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
 TEXT_MODELS = [(family, head) for family in ("Bert", "Roberta", "DistilBert") for head in HEADS]
 LENGTHS = torch.tensor([6, 3])
-TOKENS = torch.tensor([[2, 5, 7, 8, 10, 4], [2, 9, 3, 1, 1, 1]])
+IMAGES = random.normal(random.key(0), (3, 2, 4, 9), dtype=torch.float64)
+TOKENS = torch.tensor([[3, 5, 7, 8, 10, 4], [3, 9, 4, 1, 1, 1]])
 REAL = torch.arange(6) < LENGTHS[:, None]
 
 
@@ -218,14 +220,41 @@ def test_heads_without_a_function_are_refused(head):
         interop.from_hugging_face(made("Bert", head))
 
 
-@pytest.mark.parametrize(("family", "head"), TEXT_MODELS[1::4])
-def test_dropout_comes_with_a_key(family, head):
-    params, options, function = interop.from_hugging_face(made(family, head))
-    once, again, other = (
-        function(params, TOKENS, None, random.key(seed), **options) for seed in (0, 0, 1)
-    )
-    assert torch.equal(once, again)
-    assert not torch.equal(once, other)
+TEXTS = (TOKENS,)
+DROPS = [
+    ("Bert", "Model", TEXTS, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+    ("Bert", "ForSequenceClassification", TEXTS, ("classifier_dropout",)),
+    ("Roberta", "ForTokenClassification", TEXTS, ("hidden_dropout_prob", "classifier_dropout")),
+    ("DistilBert", "Model", TEXTS, ("dropout", "attention_dropout")),
+    ("DistilBert", "ForSequenceClassification", TEXTS, ("seq_classif_dropout",)),
+    ("Bart", "Model", (TOKENS, TOKENS), ("dropout", "attention_dropout", "activation_dropout")),
+    ("T5", "ForConditionalGeneration", (TOKENS, TOKENS), ("dropout_rate",)),
+    ("ViT", "Model", None, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+]
+
+
+@pytest.mark.parametrize(("family", "head", "inputs", "names"), DROPS)
+def test_each_dropout_comes_with_a_key(family, head, inputs, names):
+    every = {name: 0.0 for *_, some in DROPS for name in some if hasattr(CONFIGS[family](), name)}
+    for name in (None, *names):
+        chances = every if name is None else {**every, name: 0.5}
+        params, options, function = interop.from_hugging_face(made(family, head, **chances))
+        given = (IMAGES,) if inputs is None else inputs
+        draw = partial(function, params, *given, **options)
+        once, again, other = (draw(key=random.key(seed)) for seed in (0, 0, 1))
+        assert torch.equal(once, again)
+        assert torch.equal(once, other) == (name is None)
+
+
+def test_roberta_drops_before_its_pooler_and_behind_it():
+    model = made("Roberta", "ForSequenceClassification", hidden_dropout_prob=0.0)
+    params, options, function = interop.from_hugging_face(model)
+    chances = {"head_dropout_p": 0.0, "first_dropout_p": 0.0, "attend": dot_product_attention}
+    plain = function(params, TOKENS, **options)
+    for name in (None, "head_dropout_p", "first_dropout_p"):
+        given = {**options, **chances} | ({name: 0.5} if name else {})
+        drawn = function(params, TOKENS, None, random.key(0), **given)
+        assert torch.equal(drawn, plain) == (name is None)
 
 
 def gradients_agree(model, call, theirs, loss=lambda x: x.sin().sum()):
@@ -413,7 +442,6 @@ def test_options_of_encoders_with_decoders_are_refused(family, options, message)
         interop.from_hugging_face(conditional(family, **options))
 
 
-IMAGES = random.normal(random.key(0), (3, 2, 4, 9), dtype=torch.float64)
 SQUARE = {"image_size": 6, "patch_size": 3, "qkv_bias": False, "hidden_act": "gelu_new"}
 OF_IMAGES = [
     ("ForImageClassification", {}, IMAGES),
