@@ -125,7 +125,7 @@ def additive_attention(
         dropout_p: Chance that an attention weight is dropped, in [0, 1).
 
     Example:
-        >>> from tinyfn import attention, init_attention, random
+        >>> from tinyfn import attention, init_additive, init_attention, random
         >>> params = init_attention(random.key(0), num_features=8, num_heads=2)
         >>> params["attend"] = init_additive(random.key(1), head_dim=4, hidden=6)
         >>> x = torch.ones(5, 8)
