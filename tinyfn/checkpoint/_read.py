@@ -174,7 +174,7 @@ class File:
         return tree.unflatten(self._read(list(self._leaves)))
 
     def _read(self, names: list[str]) -> dict[str, Tensor]:
-        flat = dict.fromkeys(names)
+        flat: dict[str, Tensor] = {}
         for shard, batch in self._batches(names):
             with self._mapped(shard) as file:
                 for name in batch:
