@@ -174,6 +174,7 @@ def onnx(case: Case) -> None:
     made = torch.onnx.export(
         f, ({}, *first), dynamic_shapes=({}, case.dynamic), dynamo=True, verbose=False
     )
+    assert made is not None
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         made.save(file.name)
         session = onnxruntime.InferenceSession(file.name, providers=["CPUExecutionProvider"])
