@@ -471,3 +471,64 @@ def test_images_of_another_size_are_refused():
         function(params, IMAGES.transpose(-1, -2), **options)
     with pytest.raises(ValueError, match=r"config.image_size must be a multiple of patch_size"):
         interop.from_hugging_face(made("ViT", "Model", image_size=(4, 10)))
+
+
+PUBLISHED = {
+    "bert": {
+        "directionality": "bidi",
+        "gradient_checkpointing": False,
+        "pooler_fc_size": 768,
+        "pooler_type": "first_token_transform",
+        "position_embedding_type": "absolute",
+    },
+    "distilbert": {"finetuning_task": "sst-2", "output_past": True, "tie_weights_": True},
+    "bart": {
+        "add_bias_logits": False,
+        "add_final_layer_norm": False,
+        "classif_dropout": 0.1,
+        "early_stopping": True,
+        "extra_pos_embeddings": 2,
+        "force_bos_token_to_be_generated": True,
+        "normalize_before": False,
+        "normalize_embedding": True,
+        "num_beams": 4,
+        "prefix": " ",
+        "static_position_embeddings": False,
+    },
+    "marian": {
+        "_num_labels": 3,
+        "add_bias_logits": False,
+        "add_final_layer_norm": False,
+        "bad_words_ids": [[10]],
+        "normalize_before": False,
+        "normalize_embedding": False,
+        "num_beams": 6,
+        "static_position_embeddings": True,
+    },
+    "t5": {
+        "feed_forward_proj": "gated-gelu",
+        "n_positions": 512,
+        "output_past": True,
+        "task_specific_params": {"summarization": {"num_beams": 4}},
+        "tie_word_embeddings": False,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_configs_as_they_are_published(kind):
+    family = {"bert": "Bert", "distilbert": "DistilBert", "bart": "Bart", "marian": "Marian"}
+    config = CONFIGS[family.get(kind, "T5")]().to_dict() | PUBLISHED[kind]
+    config = transformers.AutoConfig.for_model(**config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "t5":
+            model = transformers.T5ForConditionalGeneration(config).eval()
+        else:
+            model = transformers.AutoModel.from_config(config).eval()
+    params, options, function = interop.from_hugging_face(model.state_dict(), config)
+    if "bert" in kind:
+        close(function(params, TOKENS, **options), model(TOKENS)[0])
+    else:
+        expected = model(TOKENS, decoder_input_ids=TARGET)[0]
+        close(function(params, TOKENS, TARGET, **options), expected)

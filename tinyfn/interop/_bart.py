@@ -58,8 +58,8 @@ _READ = frozenset(
     "max_position_embeddings scale_embedding".split()
 )
 _UNREAD = frozenset(
-    "classif_dropout classifier_dropout decoder_vocab_size extra_pos_embeddings "
-    "gradient_checkpointing init_std num_hidden_layers".split()
+    "classif_dropout classifier_dropout decoder_vocab_size extra_pos_embeddings init_std "
+    "num_hidden_layers".split()
 )
 """Of a head that has no function here, of training, and sizes that other options or weights say."""
 

@@ -21,7 +21,9 @@ NEUTRAL = frozenset(
     "_name_or_path architectures bos_token_id chunk_size_feed_forward decoder_start_token_id dtype "
     "eos_token_id forced_eos_token_id id2label initializer_range is_encoder_decoder label2id "
     "model_type output_attentions output_hidden_states pad_token_id problem_type return_dict "
-    "task_specific_params torch_dtype transformers_version use_cache vocab_size".split()
+    "task_specific_params torch_dtype transformers_version use_cache vocab_size "
+    "_num_labels finetuning_task force_bos_token_to_be_generated gradient_checkpointing "
+    "output_past prefix save_step".split()
 )
 """Options that say how a model is made, saved, called or trained; sizes, which the weights have."""
 

@@ -48,7 +48,7 @@ _READ = frozenset(
     "num_decoder_layers num_heads num_layers relative_attention_max_distance "
     "relative_attention_num_buckets scale_decoder_outputs tie_word_embeddings".split()
 )
-_UNREAD = frozenset("classifier_dropout initializer_factor n_positions output_past".split())
+_UNREAD = frozenset("classifier_dropout initializer_factor n_positions".split())
 """Of a head that has no function here, of how weights begin, and of older versions."""
 
 
