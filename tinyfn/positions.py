@@ -440,9 +440,9 @@ class _Rotary:
 
     def __call__(self, *args: Any, **options: Any) -> Tensor:
         params, (q, k, v, *rest), options = _split_arguments(args, options)
-        turn = self.turn
+        turn: dict[str, Any] = self.turn
         if callable(turn["frequencies"]):  # those of the keys' end, for queries too
-            turn = turn | {"frequencies": turn["frequencies"](self.kv_offset + k.shape[-2])}
+            turn = {**turn, "frequencies": turn["frequencies"](self.kv_offset + k.shape[-2])}
         q = rotate(q, offset=self.offset, **turn)
         k = rotate(k, offset=self.kv_offset, **turn)
         return self.attend(*params, q, k, v, *rest, **options)
