@@ -24,7 +24,7 @@ PACKAGE = ROOT / "tinyfn"
 ROWS = [
     {"types", "_checks", "_levels", "tree", "random", "initializers", "transforms"},
     {"_frequencies", "_kernels", "_losses", "_primitives", "masks", "positions"},
-    {"_attend", "_attention"},
+    {"_similarity", "_explicit", "_fused", "_attend", "_attention"},
     {"_layers"},
     {"_transformer"},
     {"generation", "_cache", "_language_model", "_encoder_model"},

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tinyfn import _checks, initializers, masks, random
-from tinyfn._attend import attend_weights, dot_product_attention, visible_to
+from tinyfn._attend import attend_weights, dot_product_attention
+from tinyfn._explicit import visible_to
 from tinyfn._primitives import affine, linear, rms_norm
 from tinyfn.types import Attend, Initializer, Key, Params
 
