@@ -539,3 +539,13 @@ def test_dropout_falls_where_it_falls_there():
         assert options["dropout_p"] == drops.get("resid_pdrop", 0.0)
         without = f(params, TOKENS, **options)
         assert not torch.allclose(f(params, TOKENS, key=key, **options), without)
+
+
+def test_dropout_of_a_llama_falls_on_attention_weights_only():
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA | roped("default"), attention_dropout=0.5))
+    params, options, f = interop.from_hugging_face(model)
+    key = random.key(0)
+    silent = options | {"attend": positions.rotary(tinyfn.dot_product_attention, theta=50.0)}
+    dropped = f(params, TOKENS, key=key, **options)
+    assert torch.equal(f(params, TOKENS, key=key, **silent), f(params, TOKENS, **options))
+    assert not torch.allclose(dropped, f(params, TOKENS, **options))
