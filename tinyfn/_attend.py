@@ -308,7 +308,7 @@ _MOST_SCORES = 512 * 512  # Of a head at once, where no kernel can run.
 def _pays(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the fused form, or what it is by chunks of queries, is right and pays."""
     if torch.compiler.is_exporting():
-        return False  # a program is for all sizes, and a fully masked row is zero in no format
+        return False  # a program is for all sizes, and has none to choose by
     scores = q.shape[-2] * k.shape[-2]
     if torch.compiler.is_compiling():
         return scores >= _LEAST_SCORES and _levels.compiled_alone(q, k, v)
