@@ -187,11 +187,27 @@ _case(
     (0, 1, 2),
 )
 _case(
+    "positions.rotary positions.rotate",
+    positions.rotary(
+        tinyfn.dot_product_attention,
+        frequencies=partial(positions.ntk_scaled, head_dim=4, factor=2.0, max_len=3),
+        scale=1.2,
+    ),
+    lambda: (_x(2, 4, 4), _x(2, 4, 4, seed=1), _x(2, 4, 2, seed=2)),
+    (0, 1, 2),
+    detail="_with_frequencies_by_length",
+)
+_case(
     "positions.alibi positions.alibi_bias positions.alibi_slopes",
     positions.alibi(tinyfn.dot_product_attention),
     _heads,
     (0, 1, 2),
 )
+
+
+def _norm(features: int, seed: int = 0) -> dict[str, Tensor]:
+    return {"weight": 1 + 0.3 * _x(features, seed=seed)}
+
 
 _case(
     "attention",
@@ -204,6 +220,15 @@ _case(
         torch.tensor([[True, False, True], [False] * 3]),
     ),
     (1, 2, 3),
+)
+_case(
+    "attention",
+    tinyfn.attention,
+    lambda: (
+        {**_init(tinyfn.init_attention, 4, 2), "q_norm": _norm(2), "k_norm": _norm(2, seed=1)},
+        *[_x(2, 4)] * 3,
+    ),
+    detail="_with_norms_of_queries_and_keys",
 )
 _case(
     "attention_weights",

@@ -23,8 +23,8 @@ PACKAGE = ROOT / "tinyfn"
 
 ROWS = [
     {"types", "_checks", "_levels", "tree", "random", "initializers", "transforms"},
-    {"_kernels", "_losses", "_primitives", "masks", "positions"},
-    {"_attend", "_attention"},
+    {"_frequencies", "_kernels", "_losses", "_primitives", "masks", "positions"},
+    {"_similarity", "_explicit", "_fused", "_attend", "_attention"},
     {"_layers"},
     {"_transformer"},
     {"generation", "_cache", "_language_model", "_encoder_model"},
@@ -347,7 +347,7 @@ def refused(modules: Modules) -> list[str]:
     return [
         f"{module}: {node.arg}"
         for module, tree in modules.items()
-        if module != "interop"
+        if not module.startswith("interop")
         for node in ast.walk(tree)
         if isinstance(node, ast.arg) and re.fullmatch(REFUSED, node.arg)
     ]

@@ -14,6 +14,7 @@ batch's leading axes.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,9 +25,16 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from tinyfn import _checks, initializers
+from tinyfn._frequencies import by_length as by_length
+from tinyfn._frequencies import frequencies as frequencies
+from tinyfn._frequencies import llama3 as llama3
+from tinyfn._frequencies import ntk_scaled as ntk_scaled
+from tinyfn._frequencies import yarn as yarn
 from tinyfn.types import Attend, Initializer, Key, Params
 
 Offset = int | Integer[Tensor, "..."]
+Turns = Float[Tensor, "pairs"] | Callable[[Offset], Float[Tensor, "... pairs"]]
+"""Frequencies of rotary attention, or a function that makes them of the number of positions."""
 
 
 def sinusoidal(
@@ -76,10 +84,9 @@ def _angles(
     seq: int, num_features: int, offset: Offset, theta: float, device: torch.device | str | None
 ) -> Tensor:
     """Position times frequency, (... seq ⌈features / 2⌉), in float64 where the device has it."""
-    exact = _exact(device)
-    pair = torch.arange(0, num_features, 2, dtype=exact, device=device)
+    pair = torch.arange(0, num_features, 2, dtype=_exact(device), device=device)
     frequency = torch.exp(pair * (-math.log(theta) / num_features))
-    return _count(seq, offset, device).to(exact).unsqueeze(-1) * frequency
+    return _count(seq, offset, device).to(frequency.dtype).unsqueeze(-1) * frequency
 
 
 def _count(seq: int, offset: Offset, device: torch.device | str | None) -> Tensor:
@@ -319,7 +326,12 @@ def _check_features(name: str, x: Tensor) -> None:
 
 
 def rotate(
-    x: Float[Tensor, "... seq head_dim"], *, offset: Offset = 0, theta: float = 10000.0
+    x: Float[Tensor, "... seq head_dim"],
+    *,
+    offset: Offset = 0,
+    theta: float = 10000.0,
+    frequencies: Turns | None = None,
+    scale: float = 1.0,
 ) -> Float[Tensor, "... seq head_dim"]:
     """Every pair of features turned by its position times its frequency.
 
@@ -330,9 +342,13 @@ def rotate(
         x: Queries or keys of a head.
         offset: The position of the first.
         theta: The longest wavelength is 2π theta.
+        frequencies: One for each pair in place of theta's, such as `llama3` or `yarn` give; or a
+            function that makes them of the number of positions: a `partial` of `ntk_scaled`, say.
+        scale: What the result is multiplied by.
 
     Raises:
-        ValueError: head_dim is odd, or `theta` is not above 0.
+        ValueError: head_dim is odd, `theta` is not above 0, or there is not a frequency for each
+            pair.
 
     Example:
         >>> rotate(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
@@ -353,17 +369,42 @@ def rotate(
             head_dim,
             "Choose other num_features, num_heads or head_dim",
         )
-    angles = _angles(x.shape[-2], head_dim, offset, theta, x.device)
+    if frequencies is None:
+        angles = _angles(x.shape[-2], head_dim, offset, theta, x.device)
+    else:
+        angles = _turned(x, offset, frequencies)
     if angles.ndim > 2:  # the batch's axes come first; between them and these may stand heads
         between = (1,) * (x.ndim - angles.ndim)
         angles = angles.reshape(*angles.shape[:-2], *between, *angles.shape[-2:])
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    cos, sin = (scale * angles.cos()).to(x.dtype), (scale * angles.sin()).to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+def _turned(x: Tensor, offset: Offset, frequencies: Turns) -> Tensor:
+    """The angles (... seq pairs) by frequencies that were given."""
+    if callable(frequencies):
+        frequencies = frequencies(offset + x.shape[-2])
+    if not isinstance(frequencies, Tensor) or frequencies.shape[-1:] != (x.shape[-1] // 2,):
+        requirement = f"have one number for each pair of features, {x.shape[-1] // 2}"
+        actual = _checks.shape(frequencies)
+        remedy = "Make them with the head_dim of the params"
+        raise _checks.fail(
+            ValueError, "positions.rotary", "frequencies", requirement, actual, remedy
+        )
+    exact = frequencies.to(_exact(x.device)).to(x.device)
+    at = _count(x.shape[-2], offset, x.device).to(exact.dtype)
+    return at.unsqueeze(-1) * (exact.unsqueeze(-2) if exact.ndim > 1 else exact)
+
+
 def rotary(
-    attend: Attend, *, offset: Offset = 0, kv_offset: Offset = 0, theta: float = 10000.0
+    attend: Attend,
+    *,
+    offset: Offset = 0,
+    kv_offset: Offset = 0,
+    theta: float = 10000.0,
+    frequencies: Turns | None = None,
+    scale: float = 1.0,
 ) -> Attend:
     """An attend that turns q and k by their positions first.
 
@@ -372,6 +413,9 @@ def rotary(
         offset: The position of the first query, as in `masks.causal`.
         kv_offset: The position of the first key.
         theta: As in `rotate`.
+        frequencies: As in `rotate`. A function of the number of positions is given the end of the
+            keys; in a cache, that of the time when a key was kept.
+        scale: What q and k are multiplied by, each.
 
     Example:
         >>> from tinyfn import dot_product_attention
@@ -381,7 +425,8 @@ def rotary(
 
     Reference: Su et al., "RoFormer", 2021, arXiv 2104.09864.
     """
-    return _Rotary(attend, offset, kv_offset, theta)
+    turn = {"theta": theta, "frequencies": frequencies, "scale": scale}
+    return _Rotary(attend, offset, kv_offset, turn)
 
 
 @dataclass(frozen=True, eq=False)
@@ -391,20 +436,23 @@ class _Rotary:
     attend: Attend
     offset: Any
     kv_offset: Any
-    theta: float
+    turn: dict[str, Any]
 
     def __call__(self, *args: Any, **options: Any) -> Tensor:
         params, (q, k, v, *rest), options = _split_arguments(args, options)
-        q = rotate(q, offset=self.offset, theta=self.theta)
-        k = rotate(k, offset=self.kv_offset, theta=self.theta)
+        turn = self.turn
+        if callable(turn["frequencies"]):  # those of the keys' end, for queries too
+            turn = turn | {"frequencies": turn["frequencies"](self.kv_offset + k.shape[-2])}
+        q = rotate(q, offset=self.offset, **turn)
+        k = rotate(k, offset=self.kv_offset, **turn)
         return self.attend(*params, q, k, v, *rest, **options)
 
     def kept(self, k: Tensor, kv_offset: Tensor | int) -> Tensor:
-        turned = rotate(k, offset=self.kv_offset + kv_offset, theta=self.theta)
+        turned = rotate(k, offset=self.kv_offset + kv_offset, **self.turn)
         return kept(self.attend, turned, kv_offset)
 
     def over_kept(self, offset: Tensor, kv_at: Tensor) -> Attend:
-        return _Turning(over_kept(self.attend, offset, kv_at), self.offset + offset, self.theta)
+        return _Turning(over_kept(self.attend, offset, kv_at), self.offset + offset, self.turn)
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,13 +461,11 @@ class _Turning:
 
     attend: Attend
     offset: Any
-    theta: float
+    turn: dict[str, Any]
 
     def __call__(self, *args: Any, **options: Any) -> Tensor:
         params, (q, *rest), options = _split_arguments(args, options)
-        return self.attend(
-            *params, rotate(q, offset=self.offset, theta=self.theta), *rest, **options
-        )
+        return self.attend(*params, rotate(q, offset=self.offset, **self.turn), *rest, **options)
 
 
 def alibi(attend: Attend, *, offset: Offset = 0) -> Attend:

@@ -1,7 +1,4 @@
-"""Weights of other libraries as params: `from_torch` for the modules of torch.nn.
-
-What a module computes and a function here cannot is refused by name, never left out.
-"""
+"""Modules of torch.nn as params: `from_torch`."""
 
 from collections.abc import Callable
 from functools import partial
