@@ -203,6 +203,12 @@ _case(
     _heads,
     (0, 1, 2),
 )
+_case(
+    "positions.relative positions.relative_bias",
+    positions.relative(tinyfn.dot_product_attention, max_distance=3),
+    lambda: (_init(positions.init_relative, 2, 2), *_heads()),
+    (1, 2, 3),
+)
 
 
 def _norm(features: int, seed: int = 0) -> dict[str, Tensor]:
