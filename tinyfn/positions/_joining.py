@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tinyfn import _checks
 from tinyfn.positions._counting import Offset
-from tinyfn.positions._tables import learned, sinusoidal
+from tinyfn.positions._tables import check_features, learned, sinusoidal
 from tinyfn.types import Params
 
 
@@ -28,7 +28,7 @@ def add(
         tensor([[1.0000, 2.0000],
                 [1.8415, 1.5403]])
     """
-    _check_features("add", x)
+    check_features("add", x)
     if x.shape[-2:] != table.shape[-2:] or (table.ndim > 2 and x.shape != table.shape):
         raise _checks.fail(
             ValueError,
@@ -58,7 +58,7 @@ def concatenate(
         tensor([[1.0000, 0.0000, 1.0000],
                 [1.0000, 0.8415, 0.5403]])
     """
-    _check_features("concatenate", x)
+    check_features("concatenate", x)
     if x.shape[-2] != table.shape[-2] or (table.ndim > 2 and x.shape[:-1] != table.shape[:-1]):
         raise _checks.fail(
             ValueError,
@@ -90,7 +90,7 @@ def add_sinusoidal(
         >>> add_sinusoidal({}, torch.zeros(1, 2))
         tensor([[0., 1.]])
     """
-    _check_features("add_sinusoidal", x)
+    check_features("add_sinusoidal", x)
     options = {"offset": offset, "theta": theta, "device": x.device, "dtype": x.dtype}
     return add(x, sinusoidal(x.shape[-2], x.shape[-1], **options))
 
@@ -117,7 +117,7 @@ def concatenate_sinusoidal(
         >>> concatenate_sinusoidal({}, torch.zeros(1, 2), num_features=2)
         tensor([[0., 0., 0., 1.]])
     """
-    _check_features("concatenate_sinusoidal", x)
+    check_features("concatenate_sinusoidal", x)
     options = {"offset": offset, "theta": theta, "device": x.device, "dtype": x.dtype}
     return concatenate(x, sinusoidal(x.shape[-2], num_features, **options))
 
@@ -136,7 +136,7 @@ def add_learned(
         >>> add_learned({"weight": torch.ones(3, 2)}, torch.zeros(1, 2))
         tensor([[1., 1.]])
     """
-    _check_features("add_learned", x)
+    check_features("add_learned", x)
     return add(x, learned(params, x.shape[-2], offset=offset))
 
 
@@ -154,10 +154,5 @@ def concatenate_learned(
         >>> concatenate_learned({"weight": torch.ones(3, 1)}, torch.zeros(1, 2))
         tensor([[0., 0., 1.]])
     """
-    _check_features("concatenate_learned", x)
+    check_features("concatenate_learned", x)
     return concatenate(x, learned(params, x.shape[-2], offset=offset))
-
-
-def _check_features(name: str, x: Tensor) -> None:
-    _checks.floating(f"positions.{name}", "x", x)
-    _checks.axes(f"positions.{name}", "x", x, "seq", "features")

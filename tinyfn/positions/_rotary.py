@@ -11,7 +11,7 @@ from torch import Tensor
 from tinyfn import _checks
 from tinyfn.positions._counting import Offset, counted, exact_dtype
 from tinyfn.positions._kept import Scheme, kept, over_kept, split_arguments
-from tinyfn.positions._tables import angles_of, check_theta
+from tinyfn.positions._tables import angles_of, check_features, check_theta
 from tinyfn.types import Attend
 
 Turns = Float[Tensor, "pairs"] | Callable[[Offset], Float[Tensor, "... pairs"]]
@@ -50,7 +50,7 @@ def rotate(
 
     Reference: Su et al., "RoFormer", 2021, arXiv 2104.09864.
     """
-    _check_features("rotate", x)
+    check_features("rotate", x)
     check_theta("positions.rotate", theta)
     head_dim = x.shape[-1]
     if head_dim % 2:

@@ -135,3 +135,9 @@ def learned(params: Params, seq: int, *, offset: Offset = 0) -> Float[Tensor, ".
         rows = weight[torch.where(within, at, 0)]
         return torch.where(within.unsqueeze(-1), rows, torch.nan)
     return weight[offset:end]
+
+
+def check_features(name: str, x: Tensor) -> None:
+    """That there are positions, and features at each."""
+    _checks.floating(f"positions.{name}", "x", x)
+    _checks.axes(f"positions.{name}", "x", x, "seq", "features")
