@@ -187,7 +187,7 @@ _case(
     (0, 1, 2),
 )
 _case(
-    "positions.rotary positions.rotate",
+    "positions.rotary positions.rotate positions.ntk_scaled",
     positions.rotary(
         tinyfn.dot_product_attention,
         frequencies=partial(positions.ntk_scaled, head_dim=4, factor=2.0, max_len=3),

@@ -31,8 +31,7 @@ def page() -> list[str]:
 
 
 def test_the_calls_that_the_readme_shows_run(fresh_python, tmp_path):
-    blocks = page()
-    text = "\n".join(blocks)
+    text = "\n".join(page())
     for call in ("torch.export.export(", "torch.onnx.export(", "aoti_compile_and_package("):
         assert call in text
     assert shutil.which("g++") or shutil.which("clang++"), "AOTInductor needs a C++ compiler"
@@ -41,3 +40,26 @@ def test_the_calls_that_the_readme_shows_run(fresh_python, tmp_path):
     )
     said = fresh_python("-c", "\n".join([start, text, "print('ran')"]))
     assert said.splitlines()[-1:] == ["ran"]
+
+
+COMPILED = """
+import torch
+from torch._dynamo.testing import CompileCounter
+from tinyfn import TinyTransformer
+
+counter = CompileCounter()
+small = TinyTransformer(1, 1, 8, 2, 16).eval()
+x, y = torch.rand(2, 5, 8), torch.rand(2, 7, 8)
+axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+program = torch.export.export(small, (x, y), dynamic_shapes=(axes, axes), strict=True)
+compiled = torch.compile(small, backend=counter, dynamic=True)
+for batch, src, tgt in [(2, 5, 7), (3, 6, 9), (4, 9, 5)]:
+    x, y = torch.rand(batch, src, 8), torch.rand(batch, tgt, 8)
+    torch.testing.assert_close(program.module()(x, y), small(x, y))
+    torch.testing.assert_close(compiled(x, y), small(x, y))
+print(counter.frame_count)
+"""
+
+
+def test_the_compiler_takes_all_sizes_at_once_too(fresh_python):
+    assert fresh_python("-c", COMPILED).split()[-1:] == ["1"]
