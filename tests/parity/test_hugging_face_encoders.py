@@ -532,3 +532,31 @@ def test_configs_as_they_are_published(kind):
     else:
         expected = model(TOKENS, decoder_input_ids=TARGET)[0]
         close(function(params, TOKENS, TARGET, **options), expected)
+
+
+EACH = [
+    ("Bert", "ForSequenceClassification", (TOKENS,)),
+    ("Roberta", "ForMaskedLM", (TOKENS,)),
+    ("Bart", "ForConditionalGeneration", (TOKENS, TARGET)),
+    ("T5", "ForConditionalGeneration", (TOKENS, TARGET)),
+    ("ViT", "ForImageClassification", (IMAGES,)),
+]
+
+
+@pytest.mark.parametrize(("family", "head", "inputs"), EACH)
+def test_one_example_is_one_of_a_batch_and_transforms_hold(family, head, inputs):
+    params, options, function = interop.from_hugging_face(made(family, head))
+    f = partial(function, **options)
+    batch = f(params, *inputs)
+    close(f(params, *(x[1] for x in inputs)), batch[1])
+    close(f(params, *(x[None] for x in inputs)), batch[None])
+    close(torch.vmap(f, (None, *(0 for _ in inputs)))(params, *inputs), batch)
+
+    def loss(params, **more):
+        return f(params, *inputs, **more).sin().sum()
+
+    plain, again = torch.func.grad(loss)(params), torch.func.grad(partial(loss, remat=True))(params)
+    tree.map(close, again, plain)
+    pairs = zip(tree.leaves(plain), tree.leaves(params), strict=True)
+    along = sum((grad * leaf).sum() for grad, leaf in pairs)
+    close(torch.func.jvp(loss, (params,), (params,))[1], along)
