@@ -161,7 +161,7 @@ def encoder(
     """A stack of encoder layers.
 
     Args:
-        params: From `init_encoder`.
+        params: From `init_encoder`; `attend` too, for an attend with params that all layers share.
         x: Features, or token ids if the params have an `embedding`.
         mask: True where a position may look.
         key: Randomness for dropout; without it nothing is dropped.
@@ -213,7 +213,7 @@ def decoder(
     """A stack of decoder layers.
 
     Args:
-        params: From `init_decoder`.
+        params: From `init_decoder`; `attend` too, for an attend with params that all layers share.
         x: Target features, or token ids if the params have an `embedding`.
         memory: What the encoder gave; None skips the cross-attentions.
         self_mask: True where a target position may look at a target position.
