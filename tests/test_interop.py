@@ -1,5 +1,6 @@
 import warnings
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -190,7 +191,7 @@ def test_to_torch_of_stacks_of_ones_own():
     options = {"custom_encoder": encoder, "custom_decoder": decoder, "batch_first": True}
     module = nn.Transformer(4, 2, **options).eval()
     params, keywords = interop.from_torch(module)
-    again = interop.to_torch(params, **keywords).eval()
+    again: Any = interop.to_torch(params, **keywords).eval()
     assert again.decoder.norm is None
     x = torch.randn(1, 3, 4)
     assert torch.equal(again(x, x), module(x, x))

@@ -215,7 +215,9 @@ def _stack(params: Params, path: str, **options: Any) -> Any:
     if not layers:
         where = _join(path, "layers")
         raise _refuse("params", f"have a layer in {where!r}", "none", "Make it with num_layers=1")
-    made = [_layer(x, _join(path, f"layers.{i}"), **options) for i, x in enumerate(layers)]
+    made: list[Any] = [
+        _layer(x, _join(path, f"layers.{i}"), **options) for i, x in enumerate(layers)
+    ]
     norm = None
     if "final_norm" in params:
         features = _part(params, path, "final_norm", "weight").shape[-1]
