@@ -187,7 +187,7 @@ _case(
     (0, 1, 2),
 )
 _case(
-    "positions.rotary positions.rotate",
+    "positions.rotary positions.rotate positions.ntk_scaled",
     positions.rotary(
         tinyfn.dot_product_attention,
         frequencies=partial(positions.ntk_scaled, head_dim=4, factor=2.0, max_len=3),
@@ -202,6 +202,12 @@ _case(
     positions.alibi(tinyfn.dot_product_attention),
     _heads,
     (0, 1, 2),
+)
+_case(
+    "positions.relative positions.relative_bias",
+    positions.relative(tinyfn.dot_product_attention, max_distance=3),
+    lambda: (_init(positions.init_relative, 2, 2), *_heads()),
+    (1, 2, 3),
 )
 
 

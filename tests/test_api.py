@@ -23,7 +23,7 @@ PACKAGE = ROOT / "tinyfn"
 
 ROWS = [
     {"types", "_checks", "_levels", "tree", "random", "initializers", "transforms"},
-    {"_frequencies", "_kernels", "_losses", "_primitives", "masks", "positions"},
+    {"_kernels", "_losses", "_primitives", "masks", "positions"},
     {"_similarity", "_explicit", "_fused", "_attend", "_attention"},
     {"_layers"},
     {"_transformer"},
@@ -379,6 +379,10 @@ NO_CASES = {
     "generation.stream",
     "Cache",  # holds tensors; the cases of prefill and decode_step differentiate through it
     "TinyTransformer",  # has no maths; tests/test_module.py differentiates through it
+    "positions.by_length",  # these four make numbers that attention takes as they are
+    "positions.frequencies",
+    "positions.llama3",
+    "positions.yarn",
     "tree.flatten",  # these four only rename or count leaves
     "tree.leaves",
     "tree.size",

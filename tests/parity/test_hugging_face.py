@@ -117,6 +117,7 @@ MODELS = {
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, LLAMA | {"head_dim": 6, "attention_bias": True}),
 }
 LANGUAGE_MODELS = [name for name in MODELS if "without_head" not in name]
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCES)
 every = pytest.mark.parametrize("name", MODELS)
 every_language_model = pytest.mark.parametrize("name", LANGUAGE_MODELS)
 
@@ -152,7 +153,7 @@ def hidden_behind(f, mask):
 
 
 @every
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@DTYPES
 def test_logits(name, dtype, in_double):
     with in_double() if dtype == torch.float64 else contextlib.nullcontext():
         model = model_of(name, dtype)
@@ -163,28 +164,31 @@ def test_logits(name, dtype, in_double):
 
 
 @every
+@DTYPES
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding(name, side, in_double):
+def test_padding(name, side, dtype, in_double):
     real = torch.ones(2, 7, dtype=torch.bool)
     real[1, slice(0, 3) if side == "left" else slice(4, 7)] = False
-    with in_double():
-        model = model_of(name)
+    with in_double() if dtype == torch.float64 else contextlib.nullcontext():
+        model = model_of(name, dtype)
         expected = model(TOKENS, attention_mask=real.long())[0]
     params, options, f = interop.from_hugging_face(model)
     mask, options = own_mask(options)
     shown = masks.dense(real[:, None]) if side == "left" else masks.padding(real.sum(1))
     actual = f(params, TOKENS, **hidden_behind(f, mask & shown), **options)
-    close(actual[real], expected[real], 1e-9)
+    close(actual[real], expected[real], TOLERANCES[dtype])
     if side == "left":
         assert not torch.allclose(actual, f(params, TOKENS, **hidden_behind(f, mask), **options))
 
 
 @every_language_model
-def test_a_token_at_a_time_with_a_cache(name, in_double):
+@DTYPES
+def test_a_token_at_a_time_with_a_cache(name, dtype, in_double):
     """The cache of a sliding window is a ring no longer than it."""
     steps, kept = [], None
-    with in_double(), torch.no_grad():
-        model = model_of(name)
+    exact = in_double() if dtype == torch.float64 else contextlib.nullcontext()
+    with exact, torch.no_grad():
+        model = model_of(name, dtype)
         for token in TOKENS.T:
             out = model(token[:, None], past_key_values=kept, use_cache=True)
             steps.append(out.logits[:, 0])
@@ -195,7 +199,7 @@ def test_a_token_at_a_time_with_a_cache(name, in_double):
     cache = tinyfn.init_cache(params, capacity=7 if back is None else back + 1, batch=(2,))
     for token, expected in zip(TOKENS.T, steps, strict=True):
         logits, cache = tinyfn.decode_step(params, cache, token, mask, **options)
-        close(logits, expected, 1e-9)
+        close(logits, expected, TOLERANCES[dtype])
 
 
 LATER = ["llama_dynamic_beyond", "llama_longrope"]
@@ -539,3 +543,13 @@ def test_dropout_falls_where_it_falls_there():
         assert options["dropout_p"] == drops.get("resid_pdrop", 0.0)
         without = f(params, TOKENS, **options)
         assert not torch.allclose(f(params, TOKENS, key=key, **options), without)
+
+
+def test_dropout_of_a_llama_falls_on_attention_weights_only():
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA | roped("default"), attention_dropout=0.5))
+    params, options, f = interop.from_hugging_face(model)
+    key = random.key(0)
+    silent = options | {"attend": positions.rotary(tinyfn.dot_product_attention, theta=50.0)}
+    dropped = f(params, TOKENS, key=key, **options)
+    assert torch.equal(f(params, TOKENS, key=key, **silent), f(params, TOKENS, **options))
+    assert not torch.allclose(dropped, f(params, TOKENS, **options))

@@ -6,15 +6,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from tinyfn import _checks, tree
-from tinyfn.interop import _gpt2, _llama, _tables
+from tinyfn.interop import _bart, _bert, _gpt2, _llama, _t5, _tables, _vit
 from tinyfn.types import Params
 
 FAMILIES: dict[str, Callable[[Any, Collection[str]], _tables.Counterpart]] = {
+    "bart": _bart.bart,
+    "bert": _bert.bert,
+    "distilbert": _bert.bert,
     "gpt2": _gpt2.gpt2,
     "llama": _llama.llama,
+    "marian": _bart.marian,
     "mistral": _llama.mistral,
     "qwen2": _llama.qwen2,
     "qwen3": _llama.qwen3,
+    "roberta": _bert.bert,
+    "t5": _t5.t5,
+    "vit": _vit.vit,
 }
 """By `config.model_type`: what is made of a config and the names of weights, theirs or ours."""
 
@@ -28,6 +35,12 @@ def from_hugging_face(
     |---|---|
     | GPT2LMHeadModel, GPT2Model | language_model, decoder |
     | LlamaForCausalLM, LlamaModel; those of Mistral, Qwen2, Qwen3 | language_model, decoder |
+    | BartForConditionalGeneration, BartModel, MarianMTModel, MarianModel | transformer |
+    | T5ForConditionalGeneration (T5Model is read as one) | transformer |
+    | T5EncoderModel | f(params, src, src_mask, key) |
+    | BertModel, RobertaModel, DistilBertModel | f(params, tokens, mask, key, token_types) |
+    | their ForSequenceClassification, ForTokenClassification, ForMaskedLM | the same |
+    | ViTForImageClassification, ViTModel | f(params, image, mask, key) |
 
     A sliding window is the keyword argument `mask` (`self_mask` of a decoder), which generation
     and caches call `self_mask`; combine it with others by `&`. Dropout needs a `key`.

@@ -43,6 +43,20 @@ def check(config: Any, read: Collection[str]) -> None:
         raise refuse(name, "be absent", repr(value), remedy)
 
 
+def only(config: Any, **wanted: Any) -> frozenset[str]:
+    """The names of options of other versions, where they have the values that are reproduced.
+
+    Args:
+        config: Of transformers.
+        wanted: The one value of each that is; absent is as good.
+    """
+    for name, value in wanted.items():
+        actual = getattr(config, name, value)
+        if actual != value:
+            raise refuse(name, f"be {value!r}", repr(actual))
+    return frozenset(wanted)
+
+
 def refuse(
     option: str,
     requirement: str,

@@ -57,6 +57,39 @@ def tied(table: Collection[Line], name: str, other: str) -> tuple[Line, ...]:
     return tuple(line._replace(theirs=both) if line.theirs == name else line for line in table)
 
 
+_SPLIT = (
+    "(heads head_dim) features -> heads head_dim features",
+    "(heads head_dim) -> heads head_dim",
+)
+_AXES = {
+    "q_proj": _SPLIT,
+    "k_proj": _SPLIT,
+    "v_proj": _SPLIT,
+    "out_proj": ("features (heads head_dim) -> features heads head_dim", None),
+}
+
+
+def parts(names: Mapping[str, str], *, bias: bool = True, heads: str = "heads") -> tuple[Line, ...]:
+    """Lines for linear maps and norms: a weight each, and a bias; heads where our name has them.
+
+    Args:
+        names: Ours to theirs.
+        bias: Whether they have biases.
+        heads: What the patterns call the heads.
+
+    Example:
+        >>> parts({"attention.q_proj": "attn.q"}, bias=False)[0].pattern
+        '(heads head_dim) features -> heads head_dim features'
+    """
+    lines = []
+    for ours, theirs in names.items():
+        axes = _AXES.get(ours.rpartition(".")[-1], (None, None))
+        weight, shift = (pattern and pattern.replace("heads", heads) for pattern in axes)
+        lines.append(Line(f"{ours}.weight", f"{theirs}.weight", weight))
+        lines += [Line(f"{ours}.bias", f"{theirs}.bias", shift)] if bias else []
+    return tuple(lines)
+
+
 def bare(table: Collection[Line], ours: str, theirs: str) -> tuple[Line, ...]:
     """The part of a table beneath a prefix on each side, without the prefixes.
 

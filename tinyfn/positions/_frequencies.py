@@ -11,6 +11,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from tinyfn import _checks
+from tinyfn.positions._counting import exact_dtype
+from tinyfn.positions._tables import check_theta
 
 Frequencies = Float[Tensor, "... pairs"]
 Length = int | Integer[Tensor, "..."]
@@ -45,9 +47,7 @@ def _powers(function: str, head_dim: int, theta: float | Tensor) -> Tensor:
         requirement = "be even, for its features turn in pairs"
         raise _checks.fail(ValueError, name, "head_dim", requirement, head_dim, remedy)
     if not isinstance(theta, Tensor):
-        if not theta > 0:
-            remedy = "It is the longest wavelength over 2π"
-            raise _checks.fail(ValueError, name, "theta", "be above 0", theta, remedy)
+        check_theta(name, theta)
         theta = torch.tensor(theta, dtype=torch.float64)
     exponents = torch.arange(0, head_dim, 2, dtype=theta.dtype, device=theta.device) / head_dim
     return torch.exp(-exponents * theta.log().unsqueeze(-1))
@@ -91,13 +91,9 @@ def ntk_scaled(
     _checks.at_least("positions.ntk_scaled", "max_len", max_len)
     _check_factor("ntk_scaled", factor=factor)
     device = length.device if isinstance(length, Tensor) else None
-    reached = torch.as_tensor(length, device=device).to(_exact(device)).clamp(min=max_len)
+    reached = torch.as_tensor(length, device=device).to(exact_dtype(device)).clamp(min=max_len)
     stretch = factor * reached / max_len - (factor - 1)
     return _powers("ntk_scaled", head_dim, theta * stretch ** (head_dim / (head_dim - 2)))
-
-
-def _exact(device: torch.device | None) -> torch.dtype:
-    return torch.float32 if device is not None and device.type == "mps" else torch.float64
 
 
 def yarn(
