@@ -1,6 +1,6 @@
 """Export what is named on the command line, and run it at sizes that it was not exported at.
 
-python export_one.py program|onnx NAME...
+python export_one.py program|onnx [NAME...]
 
 A process of its own, since a failed trace can spoil its process, and since shapes are not checked
 at run time here, as they are not for users.
@@ -95,19 +95,12 @@ def cases():
         init_norm=tinyfn.init_rms_norm,
         init_feed_forward=tinyfn.init_gated_feed_forward,
     )
-    module = tinyfn.TinyTransformer(1, 1, 8, 2, 16, dtype=torch.float64).eval()
     return {
         "transformer": Case(
             padded,
             tinyfn.init_transformer(KEY, 8, 2, 16, 1, 1, **vocab),
             tokens,
             ({0: D, 1: D}, {0: D, 1: D}, {0: D}),
-        ),
-        "module": Case(
-            lambda params, src, tgt: torch.func.functional_call(module, params, (src, tgt)),
-            dict(module.named_parameters()),
-            lambda b, s, t: (*features(b, s, t), *features(b, t, s)),
-            ({0: D, 1: D}, {0: D, 1: D}),
         ),
         "llama": Case(
             partial(tinyfn.language_model, position=None, **LLAMA),

@@ -388,6 +388,21 @@ def test_shards_are_read_as_one(tmp_path):
     assert torch.equal(got, encoder_layer(tree.cast(params["layers"][1], torch.float64), x))
 
 
+def test_shards_of_transformers_are_read_and_what_is_saved_goes_back(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 11}
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **sizes))
+    model.save_pretrained(tmp_path, max_shard_size=1000)
+    loaded, _ = checkpoint.load(tmp_path / "model.safetensors.index.json")
+    assert alike_flat(tree.flatten(loaded), model.state_dict())
+    (tmp_path / "back").mkdir()
+    model.config.save_pretrained(tmp_path / "back")
+    checkpoint.save(tmp_path / "back" / "model.safetensors", loaded, {"format": "pt"})
+    back = LlamaForCausalLM.from_pretrained(tmp_path / "back", dtype="auto")
+    assert alike_flat(back.state_dict(), model.state_dict())
+
+
 def test_shards_that_are_missing_are_listed(tmp_path):
     index, (first, second, *_) = in_shards(tmp_path, init_encoder(random.key(0), 8, 2, 16, 2))
     first.unlink()
