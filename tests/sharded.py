@@ -132,8 +132,8 @@ PLANS = {
     },
     # For meshes of two axes torch looks for its plans for long.
     4: {
-        **{plan: ["sgd_steps"] for plan in ("data", "full", "tensor", "sequence")},
-        **{plan: ["grad"] for plan in ("data_tensor", "full_tensor")},
+        **{plan: ["grad"] for plan in ("data", "full", "tensor", "data_tensor", "full_tensor")},
+        "sequence": ["sgd_steps"],
     },
 }
 """For a number of processes, the plans and their cases with an encoder layer."""

@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import sharded
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+import sharded
+import sharded_training
 from tinyfn import init_attention, init_encoder_layer, init_feed_forward, random, sharding, tree
+from tinyfn.__main__ import main
+from tinyfn.pronunciation import data
 
 TESTS = Path(__file__).parent
 
@@ -40,18 +43,27 @@ def many():
     dist.destroy_process_group()
 
 
-@functools.cache
-def found(world):
+def ran(world, script, *arguments):
+    """What so many processes of a script come to."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--nproc-per-node", str(world), str(TESTS / "sharded.py")],
+    return subprocess.run(
+        [*command, "--nproc-per-node", str(world), str(TESTS / script), *arguments],
         capture_output=True,
         text=True,
         env=environment,
     )
+
+
+def printed(world, script, *arguments):
+    done = ran(world, script, *arguments)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@functools.cache
+def found(world):
+    return printed(world, "sharded.py")
 
 
 def cases():
@@ -65,6 +77,43 @@ def test_many_processes_find_what_one_does(world, plan, case):
     assert found(world)[plan][case] < 1e-10
 
 
+def assert_trained(results, kinds):
+    assert set(results) == set(kinds)
+    for params, losses, *steps in results.values():
+        assert params < 1e-10
+        assert losses < 1e-10
+        assert steps == [4, 4]
+
+
+def test_four_processes_train_what_one_does_and_fewer_go_on_from_there(tmp_path):
+    folder = str(tmp_path)
+    assert_trained(
+        printed(4, "sharded_training.py", "interrupted", folder), ["data", "full", "tensor"]
+    )
+    assert_trained(printed(2, "sharded_training.py", "resumed", folder), ["tensor"])
+
+
+def test_a_killed_process_ends_the_run_in_one_sentence_and_another_goes_on(
+    tmp_path, capsys, monkeypatch, one
+):
+    done = ran(2, "sharded_training.py", "killed", str(tmp_path / "run"))
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if "train: all processes must" in line]
+    assert "got one lost after step 3" in line
+    assert "Start them again with --resume: they go on from the last checkpoint." in line
+    (whole,) = (tmp_path / "run" / "checkpoint").glob("step-*/.metadata")
+    assert whole.parent.name == "step-000000002"
+    part = whole.parents[1] / "step-000000003"  # as of one who was killed while writing
+    part.mkdir()
+    (part / "training.json").write_text("{}")
+    monkeypatch.setattr(data, "load", lambda: sharded_training.DICTIONARY)
+    again = ["train", "--resume", "--parallel", "data", "--out", str(tmp_path / "run")]
+    assert main(again) == 0
+    capsys.readouterr()
+    found = json.loads((tmp_path / "run" / "weights.json").read_text())
+    assert (found["steps"], len(found["mean_losses"])) == (5, 5)
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_step_keeps_placements(world):
     kept = [v for rows in found(world).values() for name, v in rows.items() if "keeps" in name]
@@ -75,7 +124,7 @@ def test_a_step_keeps_placements(world):
 @pytest.mark.parametrize("world", [2, 4])
 def test_forward_mode_is_refused_by_name(world):
     said = [v for rows in found(world).values() for name, v in rows.items() if "jvp" in name]
-    assert len(said) >= 4 * len(sharded.PLANS[world])
+    assert len(said) == 4 * len(sharded.PLANS[world])
     assert all("got forward mode (jvp, jacfwd or hessian), which torch lacks" in v for v in said)
 
 

@@ -201,14 +201,14 @@ def gather(params: Any) -> Any:
     return tree.map(lambda leaf: leaf.full_tensor() if isinstance(leaf, DTensor) else leaf, params)
 
 
-def align(gradients: Params, params: Params) -> Params:
+def align(gradients: Any, params: Any) -> Any:
     """Gradients laid out as their params are, as an optimiser needs them.
 
     A gradient comes as it falls out, often as a sum of which each process has a term.
 
     Args:
-        gradients: Of `torch.func.grad` and the like.
-        params: By which they were taken.
+        gradients: A tree, of `torch.func.grad` and the like.
+        params: The tree by which they were taken.
 
     Example:
         >>> params = {"up_proj": {"weight": torch.ones(2, 2)}}
