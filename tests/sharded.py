@@ -11,8 +11,11 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from tinyfn import (
+    TinyTransformer,
     dot_product_attention,
     encoder_layer,
     init_encoder_layer,
@@ -205,12 +208,37 @@ def jvp(f, primal):
     return ""
 
 
+def adapter(wrap, world):
+    """How far the weights of a wrapped adapter are from those of one process, after three steps."""
+    x = random.normal(random.key(8), (4, 3, 8)).chunk(world)[dist.get_rank()]
+    whole = random.normal(random.key(8), (4, 3, 8))
+    many, one = (trained(wrap, x), trained(lambda module: module, whole))
+    pairs = zip(many, one, strict=True)
+    return max((sharding.gather(a.detach()) - b.detach()).abs().max().item() for a, b in pairs)
+
+
+def trained(wrap, x):
+    torch.manual_seed(0)
+    module = TinyTransformer(1, 1, 8, 2, 16, dropout=0.0)
+    wrapped = wrap(module)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=0.1, eps=1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (wrapped(x, x)[..., 0].log().mean()).backward()
+        optimizer.step()
+    return list(module.parameters())
+
+
+ADAPTERS = {"ddp": DistributedDataParallel, "fully_shard": fully_shard}
+
+
 def main(plans):
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     dist.init_process_group("gloo")
     world = dist.get_world_size()
     results = {plan: found(world, plan) for plan in plans or PLANS[world]}
+    results["adapter"] = {name: adapter(wrap, world) for name, wrap in ADAPTERS.items()}
     if not dist.get_rank():
         print(json.dumps(results))
     dist.destroy_process_group()

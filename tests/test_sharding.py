@@ -77,6 +77,12 @@ def test_many_processes_find_what_one_does(world, plan, case):
     assert found(world)[plan][case] < 1e-10
 
 
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("wrap", sharded.ADAPTERS)
+def test_a_wrapped_adapter_trains_to_the_weights_of_one_process(world, wrap):
+    assert found(world)["adapter"][wrap] < 1e-10
+
+
 def assert_trained(results, kinds):
     assert set(results) == set(kinds)
     for params, losses, *steps in results.values():
