@@ -63,12 +63,15 @@ def textbook(plan: str, processes: int, params: float, activations: float, layer
     and their gradients scattered, and gradients of params are summed.
     """
     share = (processes - 1) / processes
-    return share * {
-        "data": 2 * params,
-        "full": 3 * params,
-        "tensor": layers * 4 * 2 * activations,
-        "sequence": 2 * params + layers * 4 * activations,
-    }[plan]
+    return (
+        share
+        * {
+            "data": 2 * params,
+            "full": 3 * params,
+            "tensor": layers * 4 * 2 * activations,
+            "sequence": 2 * params + layers * 4 * activations,
+        }[plan]
+    )
 
 
 def counted(plan: str, processes: int, batch: int, seq: int, features: int) -> tuple[float, float]:
@@ -85,8 +88,6 @@ def counted(plan: str, processes: int, batch: int, seq: int, features: int) -> t
         sharding.align(torch.func.grad(loss)(there, placed), there)
     size = x.element_size()
     book = textbook(plan, processes, size * tree.size(params), size * x.numel(), LAYERS)
-    import os
-    if os.environ.get('SHOW'): print(sent.bytes, sent.get_comm_counts())
     return sum(sent.bytes.values()), book
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import communication
 import pytest
 import torch
 import torch.distributed as dist
@@ -162,12 +163,12 @@ def test_heads_and_hidden_are_cut_once_and_norms_are_not(many):
 
 
 def test_two_axes_cut_different_axes(many):
-    params = {**init_attention(random.key(0), 8, 4), "odd": torch.ones(3)}
+    params = {**init_attention(random.key(0), 8, 4), "odd": torch.ones(3, 5)}
     found = placements(sharding.plan(params, many(full=2, tensor=2)))
     assert found["q_proj.weight"] == (Shard(1), Shard(0))
+    assert found["q_proj.bias"] == (Replicate(), Shard(0))
     assert found["out_proj.weight"] == (Shard(0), Shard(1))
-    assert found["out_proj.bias"] == (Shard(0), Replicate())
-    assert found["odd"] == (Replicate(), Replicate())
+    assert found["out_proj.bias"] == found["odd"] == (Replicate(), Replicate())
 
 
 def test_stacked_models_are_cut_where_one_is(many):
@@ -255,3 +256,22 @@ def test_meshes_that_make_no_sense_are_said(many):
         sharding.plan({"w": torch.ones(4)}, unnamed)
     with pytest.raises(ValueError, match=r"place: the mesh must have axes named"):
         sharding.place(torch.ones(4), unnamed)
+
+
+@pytest.mark.parametrize("batch", [4, 16])
+@pytest.mark.parametrize(
+    ("plan", "least", "most"),
+    [("data", 1, 1), ("full", 0.9, 1), ("tensor", 1, 1.2), ("sequence", 1, 2)],
+)
+def test_a_step_sends_about_what_the_textbook_says(many, plan, batch, least, most):
+    many(**{plan: 4})
+    sent, book = communication.counted(plan, 4, batch, 16, 32)
+    assert least <= sent / book <= most
+
+
+@pytest.mark.parametrize(
+    ("collective", "part", "sent"),
+    [("all_reduce", 8, 48), ("all_gather_into_tensor", 2, 24), ("reduce_scatter_tensor", 8, 24)],
+)
+def test_bytes_over_a_ring(collective, part, sent):
+    assert communication.passed_on(collective, torch.zeros(part), 4) == sent

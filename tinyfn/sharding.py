@@ -13,7 +13,7 @@ Within `on_mesh()`, `transformer`, `torch.func.grad` and an optimiser's step run
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +104,9 @@ class Layout:
 def plan(params: Params, mesh: DeviceMesh) -> Any:
     """A layout for every param, by the names of the mesh's axes.
 
-    The axis "tensor" cuts heads and hidden layers, "full" the first axis of a param that it
-    divides and that is not cut already; what neither cuts is whole on every process.
+    The axis "tensor" cuts heads and hidden layers, "full" the first axis of a matrix that it
+    divides and that is not cut already; what neither cuts is whole on every process, as biases
+    and norms are, which are small.
 
     Args:
         params: Of any function here, stacked or not.
@@ -134,7 +135,7 @@ def _layout(name: str, leaf: Tensor, mesh: DeviceMesh) -> Layout:
     cuts = {}
     if "tensor" in _names(mesh):
         cuts["tensor"] = _tensor_axis(name, leaf, _size(mesh, "tensor"))
-    if "full" in _names(mesh):
+    if "full" in _names(mesh) and leaf.ndim > 1 and not name.endswith("bias"):
         free = (axis for axis in range(leaf.ndim) if axis != cuts.get("tensor"))
         divided = (axis for axis in free if leaf.shape[axis] % _size(mesh, "full") == 0)
         cuts["full"] = next(divided, None)
@@ -302,7 +303,37 @@ class _Repairs(TorchDispatchMode):
             )
         if op is torch.ops.aten.view.default and isinstance(args[0], DTensor):
             args = (_contiguous_part(args[0]), *args[1:])
+        if op in _FACTORS and any(issubclass(kind, DTensor) for kind in types):
+            return _product(op, args, kwargs or {})
         return op(*args, **(kwargs or {}))
+
+
+# Products with params, and where the two factors stand.
+_FACTORS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}
+
+
+def _product(op: Any, args: Any, kwargs: Any) -> Tensor:
+    """A product that sends what the textbook says.
+
+    Left alone, torch may gather activations where the params are smaller, and sum over "tensor"
+    anew for each of the operations that use a product.
+    """
+    at = _FACTORS[op]
+    *before, a, b = args[: at + 2]
+    if isinstance(a, DTensor) and isinstance(b, DTensor):
+        b = _moved(b, lambda i, cut: a.placements[i].is_shard(0) and cut.is_shard())
+    out = op(*before, a, b, *args[at + 2 :], **kwargs)
+    if not isinstance(out, DTensor):
+        return out
+    names = _names(out.device_mesh)
+    return _moved(out, lambda i, cut: names[i] == "tensor" and cut.is_partial())
+
+
+def _moved(x: DTensor, chosen: Callable[[int, Placement], bool]) -> DTensor:
+    """The same, whole along the chosen axes of its mesh."""
+    cuts = [Replicate() if chosen(i, cut) else cut for i, cut in enumerate(x.placements)]
+    with torch.no_grad():
+        return x if tuple(cuts) == x.placements else x.redistribute(x.device_mesh, cuts)
 
 
 def _contiguous_part(x: DTensor) -> Tensor:
