@@ -16,7 +16,15 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import sharded
 import sharded_training
-from tinyfn import init_attention, init_encoder_layer, init_feed_forward, random, sharding, tree
+from tinyfn import (
+    attention,
+    init_attention,
+    init_encoder_layer,
+    init_feed_forward,
+    random,
+    sharding,
+    tree,
+)
 from tinyfn.__main__ import main
 from tinyfn.pronunciation import data
 
@@ -189,6 +197,17 @@ def test_a_batch_is_cut_along_its_axes(many):
     assert placed["x"].placements == (Shard(0), Shard(1))
     assert placed["x"].to_local().shape == (2, 3)
     assert placed["n"].placements == (Shard(0), Replicate())
+
+
+def test_an_axis_of_length_one_stays_whole(one):
+    mesh = one("data", "tensor")
+    params = init_attention(random.key(0), 8, 1)
+    assert placements(sharding.plan(params, mesh))["q_proj.weight"] == (Replicate(), Replicate())
+    x = sharding.place(torch.ones(1, 3, 8), mesh)
+    assert x.placements == (Replicate(), Replicate())
+    with sharding.on_mesh():
+        found = attention(sharding.shard(params, sharding.plan(params, mesh)), x, x, x)
+        assert found.flatten(0, 1).shape == (3, 8)
 
 
 def test_sharding_and_gathering_gives_the_params_again(one):

@@ -139,7 +139,7 @@ def _layout(name: str, leaf: Tensor, mesh: DeviceMesh) -> Layout:
         free = (axis for axis in range(leaf.ndim) if axis != cuts.get("tensor"))
         divided = (axis for axis in free if leaf.shape[axis] % _size(mesh, "full") == 0)
         cuts["full"] = next(divided, None)
-    return Layout(mesh, tuple(_cut(cuts.get(name)) for name in _names(mesh)))
+    return Layout(mesh, tuple(_cut(leaf, cuts.get(name)) for name in _names(mesh)))
 
 
 def _names(mesh: DeviceMesh) -> tuple[str, ...]:
@@ -150,8 +150,9 @@ def _size(mesh: DeviceMesh, name: str) -> int:
     return mesh.size(_names(mesh).index(name))
 
 
-def _cut(axis: int | None) -> Placement:
-    return Replicate() if axis is None else Shard(axis)
+def _cut(x: Tensor, axis: int | None) -> Placement:
+    whole = axis is None or x.shape[axis] == 1  # which torch cannot flatten if it is cut
+    return Replicate() if whole else Shard(axis)
 
 
 def _tensor_axis(name: str, leaf: Tensor, processes: int) -> int | None:
@@ -260,7 +261,7 @@ def place(batch: Any, mesh: DeviceMesh) -> Any:
                 raise _checks.fail(
                     ValueError, "place", argument, requirement, x.shape[axis], remedy
                 )
-        return distribute_tensor(x, mesh, [_cut(axis) for axis in cuts], src_data_rank=None)
+        return distribute_tensor(x, mesh, [_cut(x, axis) for axis in cuts], src_data_rank=None)
 
     return tree.map(placed, batch)
 
@@ -308,15 +309,15 @@ class _Repairs(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-# Products with params, and where the two factors stand.
+# Products with params, and where their two factors stand.
 _FACTORS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}
 
 
 def _product(op: Any, args: Any, kwargs: Any) -> Tensor:
     """A product that sends what the textbook says.
 
-    Left alone, torch may gather activations where the params are smaller, and sum over "tensor"
-    anew for each of the operations that use a product.
+    Where the first factor's rows are cut, each process needs the second whole. Left alone, torch
+    may gather the rows instead, and sums over "tensor" anew for each user of a product.
     """
     at = _FACTORS[op]
     *before, a, b = args[: at + 2]
