@@ -187,11 +187,33 @@ _case(
     (0, 1, 2),
 )
 _case(
+    "positions.rotary positions.rotate positions.ntk_scaled",
+    positions.rotary(
+        tinyfn.dot_product_attention,
+        frequencies=partial(positions.ntk_scaled, head_dim=4, factor=2.0, max_len=3),
+        scale=1.2,
+    ),
+    lambda: (_x(2, 4, 4), _x(2, 4, 4, seed=1), _x(2, 4, 2, seed=2)),
+    (0, 1, 2),
+    detail="_with_frequencies_by_length",
+)
+_case(
     "positions.alibi positions.alibi_bias positions.alibi_slopes",
     positions.alibi(tinyfn.dot_product_attention),
     _heads,
     (0, 1, 2),
 )
+_case(
+    "positions.relative positions.relative_bias",
+    positions.relative(tinyfn.dot_product_attention, max_distance=3),
+    lambda: (_init(positions.init_relative, 2, 2), *_heads()),
+    (1, 2, 3),
+)
+
+
+def _norm(features: int, seed: int = 0) -> dict[str, Tensor]:
+    return {"weight": 1 + 0.3 * _x(features, seed=seed)}
+
 
 _case(
     "attention",
@@ -204,6 +226,15 @@ _case(
         torch.tensor([[True, False, True], [False] * 3]),
     ),
     (1, 2, 3),
+)
+_case(
+    "attention",
+    tinyfn.attention,
+    lambda: (
+        {**_init(tinyfn.init_attention, 4, 2), "q_norm": _norm(2), "k_norm": _norm(2, seed=1)},
+        *[_x(2, 4)] * 3,
+    ),
+    detail="_with_norms_of_queries_and_keys",
 )
 _case(
     "attention_weights",

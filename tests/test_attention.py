@@ -109,6 +109,26 @@ def test_an_attend_with_params_gets_those_of_its_layer():
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, dtype=F64))
 
 
+def test_queries_and_keys_pass_through_norms_that_the_params_have():
+    params = tinyfn.init_attention(random.key(0), 6, 2, num_kv_heads=1, dtype=F64)
+    x, seen = random.normal(random.key(1), (4, 6), dtype=F64), []
+
+    def attend(*args, **options):
+        seen.append(args[:3])
+        return tinyfn.dot_product_attention(*args, **options)
+
+    norms = {
+        "q_norm": {"weight": random.normal(random.key(2), (3,), dtype=F64)},
+        "k_norm": {"weight": random.normal(random.key(3), (3,), dtype=F64)},
+    }
+    for given_ in (params, params | norms):
+        tinyfn.attention(given_, x, x, x, attend=attend)
+    (q, k, v), normed = seen
+    expected = (tinyfn.rms_norm(norms["q_norm"], q), tinyfn.rms_norm(norms["k_norm"], k), v)
+    for actual, heads in zip(normed, expected, strict=True):
+        torch.testing.assert_close(actual, heads, rtol=1e-12, atol=0)
+
+
 def test_grouped_heads_are_repeated_heads():
     q, k, v = heads_of(4, kv_heads=2)
     repeated = [x.repeat_interleave(2, dim=0) for x in (k, v)]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import tinyfn
-from tinyfn import _attend, _kernels, _levels, masks, random, testing
+from tinyfn import _attend, _fused, _kernels, _levels, masks, random, testing
 
 F64 = torch.float64
 
@@ -458,7 +458,7 @@ def test_a_layer_norm_with_a_bias_of_another_size(unchecked):
     ],
 )
 def test_by_chunks_of_queries_it_is_closed(name, bias, q_seq, kv_seq, small_kernels, monkeypatch):
-    monkeypatch.setattr(_attend, "_MOST_SCORES", 6)  # two queries at once, or one
+    monkeypatch.setattr(_fused, "MOST_SCORES", 6)  # two queries at once, or one
     added = None if bias is None else numbers(*bias, seed=3)
     attend = partial(tinyfn.dot_product_attention, mask=MASKS[name], bias=added)
     testing.check_transforms(lambda q, k, v: attend(q, k, v).sin(), *heads(q_seq, kv_seq))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import reference
 import tinyfn
-from tinyfn import dot_product_attention, masks, positions, random
+from tinyfn import dot_product_attention, masks, positions, random, testing
 
 SIZES = st.integers(1, 5)
 LEADING = st.lists(st.integers(1, 3), max_size=2)
@@ -365,6 +365,55 @@ X = torch.ones(2, 3)
             "positions.learned: offset must be at least 0, got -1",
         ),
         (
+            lambda: positions.rotate(normal(0, 2, 4), frequencies=torch.ones(3)),
+            ValueError,
+            r"positions.rotary: frequencies must have one number for each pair of features, 2, got "
+            r"shape \(3,\). Make them with the head_dim of the params",
+        ),
+        *(
+            (
+                lambda make=make: make(5),
+                ValueError,
+                r"positions.\w+: head_dim must be even, for its features turn in pairs, got 5.",
+            )
+            for make in (
+                positions.frequencies,
+                lambda head_dim: positions.ntk_scaled(9, head_dim=head_dim, factor=2.0, max_len=8),
+                partial(positions.yarn, factor=2.0, max_len=8),
+                partial(positions.llama3, factor=2.0, max_len=8),
+            )
+        ),
+        (
+            lambda: positions.frequencies(4, theta=0.0),
+            ValueError,
+            "positions.frequencies: theta must be above 0, got 0.0. It is the longest wavelength",
+        ),
+        (
+            lambda: positions.ntk_scaled(9, head_dim=2, factor=2.0, max_len=8),
+            ValueError,
+            "positions.ntk_scaled: head_dim must be at least 4, got 2.",
+        ),
+        (
+            lambda: positions.yarn(4, factor=2.0, max_len=0),
+            ValueError,
+            "positions.yarn: max_len must be at least 1, got 0.",
+        ),
+        (
+            lambda: positions.yarn(4, factor=2.0, max_len=8, slow=0.0),
+            ValueError,
+            "positions.yarn: slow must be above 0, got 0.0. ",
+        ),
+        (
+            lambda: positions.llama3(4, factor=-1.0, max_len=8),
+            ValueError,
+            "positions.llama3: factor must be above 0, got -1.0. It says how many times longer",
+        ),
+        (
+            lambda: positions.llama3(4, factor=2.0, max_len=8, low=4.0),
+            ValueError,
+            "positions.llama3: high must be above low=4.0, got 4.0. Between the two the",
+        ),
+        (
             lambda: positions.alibi_slopes(0),
             ValueError,
             "positions.alibi: num_heads must be at least 1, got 0. Pass 1 or more.",
@@ -384,6 +433,89 @@ def test_a_wrapped_attend_takes_names_too(wrap):
     by_name = attend(q, q, v=q, bias=bias, mask=mask, scale=0.3)
     assert torch.equal(by_name, attend(q, q, q, mask, None, bias, scale=0.3))
     assert not torch.equal(by_name, attend(q, q, q, mask, scale=0.3))
+
+
+SCALED = {
+    "ntk": partial(positions.ntk_scaled, head_dim=4, factor=2.0, max_len=3, theta=50.0),
+    "by_length": partial(
+        positions.by_length, short=exact([1.0, 0.5]), long=exact([0.3, 0.2]), max_len=3
+    ),
+    "yarn": positions.yarn(4, factor=4.0, max_len=8, theta=50.0),
+    "llama3": positions.llama3(4, factor=4.0, max_len=8, theta=50.0),
+}
+
+
+@given(st.integers(1, 8), THETAS, SEEDS)
+def test_the_usual_frequencies_are_those_of_theta(half, theta, seed):
+    x = normal(seed, 3, 2 * half)
+    given_ = positions.rotate(x, offset=7, frequencies=positions.frequencies(2 * half, theta=theta))
+    assert close(given_, positions.rotate(x, offset=7, theta=theta))
+    by_function = partial(positions.ntk_scaled, head_dim=2 * half + 2, factor=9.0, max_len=50)
+    x = normal(seed, 3, 2 * half + 2)
+    given_ = positions.rotate(x, offset=7, frequencies=by_function)
+    assert close(given_, positions.rotate(x, offset=7))
+
+
+def test_scaled_frequencies_lie_between_the_usual_ones_and_these_by_the_factor():
+    usual = positions.frequencies(64, theta=500000.0)
+    sizes = {"factor": 8.0, "max_len": 512, "theta": 500000.0}
+    for scaled in (positions.yarn(64, **sizes), positions.llama3(64, **sizes)):
+        assert torch.equal(scaled[0], usual[0])
+        assert close(scaled[-1], usual[-1] / 8)
+        assert ((scaled <= usual) & (scaled >= usual / 8 * (1 - 1e-15))).all()
+        assert (scaled[1:] < scaled[:-1]).all()
+
+
+def test_ntk_scaled_frequencies_stretch_the_slowest_pair_most():
+    usual = positions.frequencies(8)
+    long = positions.ntk_scaled(24, head_dim=8, factor=2.0, max_len=8)
+    assert long[0] == 1
+    assert close(long[-1], usual[-1] / (2.0 * 24 / 8 - 1))  # the whole stretch
+    assert (long[1:] / usual[1:] < long[:-1] / usual[:-1]).all()
+
+
+@pytest.mark.parametrize("kind", ["ntk", "by_length"])
+def test_frequencies_by_length_take_a_length_for_each_example(kind):
+    lengths = torch.tensor([[1, 9], [4, 3]])
+    together = SCALED[kind](lengths)
+    for row, column in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        assert close(together[row, column], SCALED[kind](int(lengths[row, column])))
+    assert not close(together[0, 0], together[0, 1])
+    mapped = torch.vmap(torch.vmap(SCALED[kind]))(lengths)
+    assert close(mapped, together)
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_scaled_rotary_attention_is_that_of_scaled_and_turned_queries_and_keys(kind):
+    q, k, v = (normal(seed, 2, 3, 5, 4) for seed in range(3))
+    turn = {"frequencies": SCALED[kind], "scale": 1.3}
+    actual = positions.rotary(dot_product_attention, **turn)(q, k, v)
+    slow = SCALED[kind](5) if callable(SCALED[kind]) else SCALED[kind]
+    angles = torch.arange(5.0, dtype=torch.float64)[:, None] * slow
+
+    def turned(x):
+        pairs = torch.view_as_complex(torch.stack(x.chunk(2, -1), -1))
+        return torch.view_as_real(pairs * torch.polar(torch.ones(()).double(), angles)) * 1.3
+
+    scores = torch.einsum("...qpc,...kpc->...qk", turned(q), turned(k)) / 2
+    assert close(actual, scores.softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_scaled_rotary_attention_for_each_example_and_its_offset(kind):
+    x = normal(0, 2, 3, 5, 4)
+    turn = {"frequencies": SCALED[kind], "scale": 0.7}
+    together = positions.rotate(x, offset=ROWS, **turn)
+    for index in [(0, 0), (0, 1), (1, 2)]:
+        assert close(together[index], positions.rotate(x[index], offset=int(ROWS[index]), **turn))
+
+
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+def test_a_cache_follows_scaled_frequencies(kind):
+    params = tinyfn.init_language_model(random.key(0), 8, 2, 5, 1, 7, dtype=torch.float64)
+    attend = positions.rotary(dot_product_attention, frequencies=SCALED[kind], scale=1.3)
+    tokens = torch.tensor([3, 1, 4, 1])
+    testing.check_decoding(params, tokens, attend=attend, position=None)
 
 
 ROWS = torch.tensor([[0, 4, 2], [7, 1, 1]])

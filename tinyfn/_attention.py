@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tinyfn import _checks, initializers, masks, random
-from tinyfn._attend import attend_weights, dot_product_attention, visible_to
-from tinyfn._primitives import affine, linear
+from tinyfn._attend import attend_weights, dot_product_attention
+from tinyfn._explicit import visible_to
+from tinyfn._primitives import affine, linear, rms_norm
 from tinyfn.types import Attend, Initializer, Key, Params
 
 Mask = masks.Mask
@@ -105,7 +106,7 @@ def attention(
 
     Args:
         params: From `init_attention`: `q_proj`, `k_proj`, `v_proj`, `out_proj`; `attend` too, for
-            an attend with params of its own.
+            an attend with params of its own; `q_norm`, `k_norm`, where an `rms_norm` follows.
         q: What looks.
         k: What is looked at.
         v: What is read; k and v are the same in self- and cross-attention.
@@ -195,7 +196,9 @@ def split_heads(params: Params, name: str, x: Tensor) -> Tensor:
     bias = proj["bias"].flatten() if "bias" in proj else None
     projected = affine(x, weight.flatten(0, 1), bias)
     pattern = "... seq (heads head_dim) -> ... heads seq head_dim"
-    return rearrange(projected, pattern, heads=weight.shape[0])
+    heads = rearrange(projected, pattern, heads=weight.shape[0])
+    norm = f"{name.removesuffix('_proj')}_norm"
+    return rms_norm(params[norm], heads) if norm in params else heads
 
 
 def _merge_heads(params: Params, x: Tensor) -> Tensor:

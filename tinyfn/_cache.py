@@ -24,9 +24,9 @@ from tinyfn import _checks, masks, positions
 from tinyfn._attend import dot_product_attention
 from tinyfn._attention import contain_hidden, split_heads
 from tinyfn._layers import decoder_layer
-from tinyfn._primitives import layer_norm, scaled_embedding
-from tinyfn._transformer import enter, to_logits
-from tinyfn.types import Attend, Embed, Norm, Params, Position
+from tinyfn._primitives import layer_norm, linear, scaled_embedding
+from tinyfn._transformer import enter, layers_of, to_logits
+from tinyfn.types import Attend, Embed, Norm, Output, Params, Position
 
 Mask = masks.Mask
 
@@ -122,11 +122,14 @@ def init_cache(
 
 
 def _layers(function: str, params: Params) -> list[Params]:
-    return _part(function, _part(function, params, "decoder"), "layers")
+    return layers_of(function, _part(function, params, "decoder"), _MAKERS)
 
 
 def _part(function: str, params: Params, name: str) -> Any:
-    return _checks.part(function, params, name, "init_language_model or init_transformer")
+    return _checks.part(function, params, name, _MAKERS)
+
+
+_MAKERS = "init_language_model or init_transformer"
 
 
 def prefill(
@@ -256,6 +259,7 @@ def extend(
     *,
     position: Position | None = positions.add_sinusoidal,
     embed: Embed = scaled_embedding,
+    output: Output = linear,
     attend: Attend = dot_product_attention,
     cross_attend: Attend = dot_product_attention,
     norm: Norm = layer_norm,
@@ -333,7 +337,7 @@ def extend(
         last = (after - before - 1).clamp(0, seq - 1)[..., None, None]
         x = x.gather(-2, last.expand(*x.shape[:-2], 1, x.shape[-1]))
     x = norm(stack["final_norm"], x) if "final_norm" in stack else x
-    logits = to_logits(params, x).squeeze(-2)
+    logits = to_logits(params, x, output).squeeze(-2)
     wrong = after > (_NOWHERE - 1 if endless or capacity is None else capacity)
     if lengths is not None:
         wrong = wrong | (lengths < 1)

@@ -96,8 +96,8 @@ def probability(function: str, argument: str, p: float) -> None:
 
 def at_least(function: str, argument: str, value: int, least: int = 1) -> None:
     """`value` is a whole number, and large enough."""
-    try:
-        whole = operator.index(value)
+    try:  # operator.index of a size that is traced would fix it for good
+        whole = value if isinstance(value, int | torch.SymInt) else operator.index(value)
     except TypeError:
         raise fail(
             TypeError, function, argument, "be an int", kind_of(value), "Pass a whole number"

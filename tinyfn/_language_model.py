@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from tinyfn import _checks, masks, positions, random
-from tinyfn._primitives import init_linear
+from tinyfn._primitives import init_linear, linear
 from tinyfn._transformer import decoder, init_decoder, linear_options, to_logits
-from tinyfn.types import Key, Params, Position
+from tinyfn.types import Key, Output, Params, Position
 
 Mask = masks.Mask
 
@@ -96,6 +96,7 @@ def language_model(
     key: Key | None = None,
     *,
     position: Position | None = positions.add_sinusoidal,
+    output: Output = linear,
     **options: Any,
 ) -> Float[Tensor, "... seq vocab"]:
     """Logits of what follows each token, given those before it.
@@ -109,6 +110,7 @@ def language_model(
         mask: True where a token may look at a token.
         key: Randomness for dropout; without it nothing is dropped.
         position: Joins positions to the features; None leaves them out.
+        output: Makes logits of features, with `linear` or with the tied matrix.
         options: As in `decoder`: embed, norm, activation, norm_first, dropout_p, attend, remat, ...
 
     Raises:
@@ -124,4 +126,4 @@ def language_model(
     """
     stack = _checks.part("language_model", params, "decoder")
     x = decoder(stack, tokens, None, mask, None, key, position=position, **options)
-    return to_logits(params, x)
+    return to_logits(params, x, output)

@@ -164,6 +164,16 @@ def transformed() -> bool:
     return _functorch is None or _functorch.get_interpreter_stack() is not None
 
 
+def plain() -> bool:
+    """Whether operations run as they are written: no transform, tangent or compiler sees them.
+
+    Example:
+        >>> plain(), torch.vmap(lambda x: x + plain())(torch.zeros(2))
+        (True, tensor([0., 0.]))
+    """
+    return not (torch.compiler.is_compiling() or transformed() or forward_mode())
+
+
 def depth() -> int | None:
     """How many transforms are live, one inside the other; None where torch does not say.
 

@@ -495,4 +495,4 @@ def dropout(x: Float[Tensor, "..."], key: Key | None, *, dropout_p: float) -> Fl
         return x
     _checks.floating("dropout", "x", x)
     keep = random.bernoulli(key, 1.0 - dropout_p, x.shape, device=x.device)
-    return torch.where(keep, x / (1.0 - dropout_p), 0.0)
+    return torch.where(keep, x * (1.0 / (1.0 - dropout_p)), 0.0)

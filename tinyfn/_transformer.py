@@ -27,7 +27,7 @@ from tinyfn._primitives import (
     linear,
     scaled_embedding,
 )
-from tinyfn.types import Attend, Embed, Key, Norm, Params, Position
+from tinyfn.types import Attend, Embed, Key, Norm, Output, Params, Position
 
 Mask = masks.Mask
 
@@ -161,7 +161,7 @@ def encoder(
     """A stack of encoder layers.
 
     Args:
-        params: From `init_encoder`.
+        params: From `init_encoder`; `attend` too, for an attend with params that all layers share.
         x: Features, or token ids if the params have an `embedding`.
         mask: True where a position may look.
         key: Randomness for dropout; without it nothing is dropped.
@@ -184,7 +184,7 @@ def encoder(
 
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
-    layers = _checks.part("encoder", params, "layers")
+    layers = layers_of("encoder", params)
     position_key, *keys = random.split_or_none(key, len(layers) + 1)
     x = enter("encoder", params, x, position_key, position, embed, dropout_p)
     mask = _built(mask, x, x)
@@ -213,7 +213,7 @@ def decoder(
     """A stack of decoder layers.
 
     Args:
-        params: From `init_decoder`.
+        params: From `init_decoder`; `attend` too, for an attend with params that all layers share.
         x: Target features, or token ids if the params have an `embedding`.
         memory: What the encoder gave; None skips the cross-attentions.
         self_mask: True where a target position may look at a target position.
@@ -238,7 +238,7 @@ def decoder(
 
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
-    layers = _checks.part("decoder", params, "layers")
+    layers = layers_of("decoder", params)
     position_key, *keys = random.split_or_none(key, len(layers) + 1)
     x = enter("decoder", params, x, position_key, position, embed, dropout_p)
     self_mask, cross_mask = _built(self_mask, x, x), _built(cross_mask, x, memory)
@@ -247,6 +247,24 @@ def decoder(
     for layer_params, layer_key in zip(layers, keys, strict=True):
         x = run(layer_params, x, memory, self_mask, cross_mask, layer_key)
     return norm(params["final_norm"], x) if "final_norm" in params else x
+
+
+def layers_of(function: str, params: Params, maker: str | None = None) -> list[Params]:
+    """A stack's layers, each with the params of an attend that is the stack's: one leaf for all.
+
+    Example:
+        >>> layers_of("encoder", {"attend": {}, "layers": [{"self_attention": {}}]})
+        [{'self_attention': {'attend': {}}}]
+    """
+    layers = _checks.part(function, params, "layers", maker)
+    if "attend" not in params:
+        return layers
+    shared = {"attend": params["attend"]}
+    own = (_checks.part(function, layer, "self_attention", maker) for layer in layers)
+    return [
+        {**layer, "self_attention": {**attention, **shared}}
+        for layer, attention in zip(layers, own, strict=True)
+    ]
 
 
 def enter(
@@ -406,14 +424,15 @@ def transformer(
     *,
     position: Position | None = positions.add_sinusoidal,
     embed: Embed = scaled_embedding,
+    output: Output = linear,
     cross_attend: Attend = dot_product_attention,
     **layer: Any,
 ) -> Float[Tensor, "... tgt_seq out_features"]:
     """The whole: logits of each target position, given the source.
 
     Args:
-        params: From `init_transformer`. Without a `linear` the target embedding is the output
-            matrix; with neither, the decoder's features come out as they are.
+        params: From `init_transformer`. Without a `linear`, or with one of a bias only, the target
+            embedding is the output matrix; with neither, features come out as they are.
         src: Source features, or token ids if there is an embedding for them.
         tgt: Target features, or token ids; its length is independent of the source's.
         src_mask: True where a source position may look at a source position.
@@ -423,6 +442,7 @@ def transformer(
         key: Randomness for dropout; without it nothing is dropped.
         position: Joins positions to source and target; None leaves them out.
         embed: Makes features of token ids.
+        output: Makes logits of features, with `linear` or with the tied matrix.
         cross_attend: What the heads of the cross-attentions do.
         layer: For the stacks and their layers: norm, activation, norm_first, dropout_p, attend,
             feed_forward, remat.
@@ -444,9 +464,8 @@ def transformer(
     options = {"position": position, "embed": embed, **layer}
     memory = encode(params, src, src_mask, encoder_key, **options)
     options["cross_attend"] = cross_attend
-    return to_logits(
-        params, decode(params, tgt, memory, tgt_mask, memory_mask, decoder_key, **options)
-    )
+    x = decode(params, tgt, memory, tgt_mask, memory_mask, decoder_key, **options)
+    return to_logits(params, x, output)
 
 
 def encode(
@@ -497,17 +516,16 @@ def decode(
     return decoder(params["decoder"], tgt, memory, self_mask, cross_mask, key, **options)
 
 
-def to_logits(params: Params, x: Tensor) -> Tensor:
-    """What the decoder gave, through `linear` or, where it is tied, the target embedding.
+def to_logits(params: Params, x: Tensor, output: Output = linear) -> Tensor:
+    """What the decoder gave, through `linear` or, where it has no matrix, the target embedding.
 
     Example:
         >>> to_logits({"decoder": {"embedding": {"weight": torch.ones(5, 2)}}}, torch.ones(2)).shape
         torch.Size([5])
     """
-    if "linear" in params:
-        return linear(params["linear"], x)
-    tied = params.get("embedding", params["decoder"].get("embedding"))
-    return x if tied is None else linear(tied, x)
+    tied = params.get("embedding", params["decoder"].get("embedding", {}))
+    own = {**tied, **params.get("linear", {})}
+    return output(own, x) if own else x
 
 
 def encoder_attention_weights(
@@ -589,6 +607,7 @@ def transformer_attention_weights(
     *,
     position: Position | None = positions.add_sinusoidal,
     embed: Embed = scaled_embedding,
+    output: Output = linear,
     cross_attend: Attend = dot_product_attention,
     **layer: Any,
 ) -> dict[str, list[Any]]:
@@ -603,6 +622,7 @@ def transformer_attention_weights(
         memory_mask: True where a target position may look at a source position.
         position: As in `transformer`.
         embed: As in `transformer`.
+        output: Not called.
         cross_attend: As in `transformer`.
         layer: As in `transformer`.
 

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int64, Integer, Shaped
 from torch import Tensor
 
-from tinyfn import _checks
+from tinyfn import _checks, _levels
 from tinyfn.types import Key
 
 Device = torch.device | str | None
 Shape = Sequence[int]
+Mix = tuple[int, int, int, int, int]
 
 
 def _signed(word: int) -> int:
@@ -82,7 +83,7 @@ def split(key: Key, num: int = 2) -> Int64[Tensor, " num"]:
     """
     _check_key("random.split", key)
     _checks.at_least("random.split", "num", num)
-    return _mixed(_counted(key ^ _SPLIT, num), _MURMUR)
+    return _sequence(key, _SPLIT, num, _MURMUR)
 
 
 def split_or_none(key: Key | None, num: int) -> tuple[Key | None, ...]:
@@ -387,31 +388,38 @@ def _flat_words(function: str, key: Key, num: int, device: Device) -> Int64[Tens
     """The key's first words. The one place that knows the generator."""
     _check_key(function, key)
     key = key if device is None else key.to(device)
-    return _mixed(_counted(key ^ _WORDS, num), _SPLITMIX)
+    return _sequence(key, _WORDS, num, _SPLITMIX)
 
 
-def _counted(start: Key, num: int) -> Int64[Tensor, " num"]:
-    """The sums start + γ, start + 2γ, ... modulo 2⁶⁴.
+def _sequence(key: Key, use: int, num: int, mix: Mix) -> Int64[Tensor, " num"]:
+    """The mixed sums start + γ, start + 2γ, ... modulo 2⁶⁴, where the key and its use start."""
+    counter = torch.arange(1, num + 1, device=key.device)
+    if type(key) is Tensor and _levels.plain():
+        return _mixed_in_place(counter.mul_(_GAMMA).add_(key ^ use), mix)
+    return _mixed(_sums(key ^ use, counter), mix)
 
-    Compiled, as γ (start / γ + 1), ...: see `_times`.
-    """
-    counter = torch.arange(1, num + 1, device=start.device)
+
+def _sums(start: Key, counter: Int64[Tensor, " num"]) -> Int64[Tensor, " num"]:
+    """Compiled, they are γ (start / γ + 1), ...: see `_times`."""
     if not torch.compiler.is_compiling():
         return torch.add(start, counter, alpha=_GAMMA)
     return _times(counter + _times(start, _GAMMA_INVERSE), _GAMMA)
 
 
-def _mixed(z: Tensor, mix: tuple[int, int, int, int, int]) -> Tensor:
+def _mixed(z: Tensor, mix: Mix) -> Tensor:
     """Scatters 64 bits, one to one."""
     shift, multiplier, middle_shift, last_multiplier, last_shift = mix
-    z = _times(_folded(z, shift), multiplier)
-    z = _times(_folded(z, middle_shift), last_multiplier)
-    return _folded(z, last_shift)
+    z = _times(z ^ _shifted(z, shift), multiplier)
+    z = _times(z ^ _shifted(z, middle_shift), last_multiplier)
+    return z ^ _shifted(z, last_shift)
 
 
-def _folded(z: Tensor, bits: int) -> Tensor:
-    """The word xor itself shifted."""
-    return z ^ _shifted(z, bits)
+def _mixed_in_place(z: Tensor, mix: Mix) -> Tensor:
+    """The same in its argument's place. `torch.func.linearize` would replay it on what it left."""
+    shift, multiplier, middle_shift, last_multiplier, last_shift = mix
+    z.bitwise_xor_(_shifted(z, shift)).mul_(multiplier)
+    z.bitwise_xor_(_shifted(z, middle_shift)).mul_(last_multiplier)
+    return z.bitwise_xor_(_shifted(z, last_shift))
 
 
 def _times(z: Tensor, multiplier: int) -> Tensor:

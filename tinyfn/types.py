@@ -39,5 +39,8 @@ For a cache it takes `offset=` too, the position of the first, one for each exam
 Embed: TypeAlias = Callable[[Params, Tensor], Tensor]
 """`embed(params, tokens)`: integer tokens (... seq) to features (... seq features)."""
 
+Output: TypeAlias = Callable[[Params, Tensor], Tensor]
+"""`output(params, x)`: features to logits, such as `linear`."""
+
 Initializer: TypeAlias = Callable[..., Tensor]
 """`initializer(key, shape, *, in_axes, out_axes, dtype, device)`."""

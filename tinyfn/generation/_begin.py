@@ -88,7 +88,9 @@ def memory_of(
         raise _checks.fail(ValueError, name, "source", requirement, actual, remedy)
     if source is None:
         return None
-    own = {name: option for name, option in options.items() if name != "cross_attend"}
+    own = {
+        name: option for name, option in options.items() if name not in ("cross_attend", "output")
+    }
     return encode(params, source, source_mask, **own)
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from tinyfn import _checks, masks
 from tinyfn._cache import check_self_mask
+from tinyfn._primitives import linear
 from tinyfn._transformer import decode, to_logits
 from tinyfn.generation import _begin
-from tinyfn.types import Params
+from tinyfn.types import Output, Params
 
 Mask = masks.Mask
 
@@ -24,6 +25,7 @@ def log_probs(
     source_mask: Mask | Bool[Tensor, "..."] | None = None,
     *,
     self_mask: Mask = masks.causal(),
+    output: Output = linear,
     **options: Any,
 ) -> Float[Tensor, "... seq"]:
     """The log chance of each token of a text after its prompt, by one pass; differentiable.
@@ -37,6 +39,7 @@ def log_probs(
         source: What the encoder of a `transformer` reads.
         source_mask: True where a source position is to be read.
         self_mask: As the model was trained with.
+        output: Makes logits of features.
         options: As the model is called with.
 
     Raises:
@@ -75,7 +78,7 @@ def log_probs(
     joined = joined[..., :-1]  # nothing follows the last
     x = decode(params, joined, memory, self_mask, source_mask, **options)
     x = x.gather(-2, at.unsqueeze(-1).expand(*at.shape, x.shape[-1]))
-    chances = to_logits(params, x).log_softmax(-1)
+    chances = to_logits(params, x, output).log_softmax(-1)
     chances = chances.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     if lengths is not None:
         known = known & ((lengths >= 1) & (lengths <= prompt_seq)).unsqueeze(-1)

@@ -8,9 +8,10 @@ from torch import Tensor
 
 import tinyfn
 from tinyfn import masks
+from tinyfn._primitives import linear
 from tinyfn._transformer import decode, to_logits
 from tinyfn.testing import _verdicts
-from tinyfn.types import Params
+from tinyfn.types import Output, Params
 
 
 def check_decoding(
@@ -21,6 +22,7 @@ def check_decoding(
     cross_mask: masks.Mask | Tensor | None = None,
     *,
     capacity: int | None = None,
+    output: Output = linear,
     **options: Any,
 ) -> None:
     """Every step with a cache gives the logits of one pass over the whole.
@@ -35,6 +37,7 @@ def check_decoding(
         self_mask: True where a token may look at a token.
         cross_mask: True where a token may look at a memory position.
         capacity: Of the cache; as long as the text if None.
+        output: Makes logits of features.
         options: As the model is called with: position, norm, attend, your own functions.
 
     Raises:
@@ -47,10 +50,10 @@ def check_decoding(
     """
     seq = tokens.shape[-1]
     capacity = seq if capacity is None else capacity
-    shared = {"self_mask": self_mask, "cross_mask": cross_mask, **options}
+    shared = {"self_mask": self_mask, "cross_mask": cross_mask, "output": output, **options}
     across = {name: options[name] for name in ("cross_attend",) if name in options}
     x = decode(params, tokens, memory, self_mask, cross_mask, **options)
-    expected = to_logits(params, x)
+    expected = to_logits(params, x, output)
 
     def steps(cache: tinyfn.Cache, first: int, what: str) -> None:
         for at in range(first, seq):

@@ -1,7 +1,4 @@
-"""Weights of other libraries as params: `from_torch` for the modules of torch.nn.
-
-What a module computes and a function here cannot is refused by name, never left out.
-"""
+"""Modules of torch.nn as params: `from_torch`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -48,6 +45,18 @@ def from_torch(module: nn.Module) -> Converted:
         >>> torch.allclose(tinyfn.encoder_layer(params, x, **options), module(x), atol=1e-6)
         True
     """
+    params, options = as_views(module)
+    return tree.map(lambda leaf: leaf.detach().clone(), params), options
+
+
+def as_views(module: nn.Module) -> Converted:
+    """As `from_torch`, but the params are views of the module's weights, all of them.
+
+    Example:
+        >>> module = nn.MultiheadAttention(4, 2)
+        >>> as_views(module)[0]["q_proj"]["weight"].data_ptr() == module.in_proj_weight.data_ptr()
+        True
+    """
     converters: dict[type[nn.Module], Callable[[Any], Converted]] = {
         nn.MultiheadAttention: _attention,
         nn.TransformerEncoderLayer: partial(_layer, decoder=False),
@@ -58,11 +67,10 @@ def from_torch(module: nn.Module) -> Converted:
     }
     for kind, convert in converters.items():
         if isinstance(module, kind):
-            if type(module).forward is not kind.forward:
-                name = f"{type(module).__name__}, a subclass with its own"
-                raise _refuse(f"have the forward of nn.{kind.__name__}", name)
+            _check_forward(module, kind)
             params, options = convert(module)
-            return tree.map(lambda leaf: leaf.detach().clone(), params), options
+            _check_all_read(module, params)
+            return params, options
     raise _checks.fail(
         TypeError,
         "interop.from_torch",
@@ -73,11 +81,28 @@ def from_torch(module: nn.Module) -> Converted:
     )
 
 
+def _check_all_read(module: nn.Module, params: Params) -> None:
+    read = {leaf.untyped_storage().data_ptr() for leaf in tree.leaves(params)}
+    for name, weight in module.named_parameters():
+        if weight.untyped_storage().data_ptr() not in read:
+            raise _refuse("have no weight without a place", repr(name))
+
+
+def _check_forward(module: nn.Module, kind: type[nn.Module], what: str = "") -> None:
+    """The module computes what its class does, however it may have been derived."""
+    if type(module).forward is not kind.forward:
+        own = ", a subclass with its own" if isinstance(module, kind) else ""
+        actual = f"{type(module).__name__}{own}"
+        raise _refuse(f"have {what}the forward of nn.{kind.__name__}", actual)
+
+
 def _refuse(requirement: str, actual: object, remedy: str = "Convert its parts") -> Exception:
     return _checks.fail(ValueError, "interop.from_torch", "module", requirement, actual, remedy)
 
 
 def _attention(module: nn.MultiheadAttention) -> Converted:
+    _check_forward(module, nn.MultiheadAttention, "in its attention ")
+    _check_forward(module.out_proj, nn.Linear, "in its out_proj ")
     for option, on in (
         ("add_bias_kv", module.bias_k is not None),
         ("add_zero_attn", module.add_zero_attn),
@@ -106,6 +131,11 @@ def _leaves(module: nn.Module) -> Params:
     return {name: leaf for name, leaf in module.named_parameters() if isinstance(leaf, Tensor)}
 
 
+def _linear(module: nn.Module) -> Params:
+    _check_forward(module, nn.Linear, "in its linear maps ")
+    return {name: leaf for name, leaf in _leaves(module).items() if name in ("weight", "bias")}
+
+
 def _norm(module: nn.Module) -> Params:
     if not isinstance(module, nn.LayerNorm) or module.weight is None:
         kind = f"{type(module).__name__} with weight={getattr(module, 'weight', None)}"
@@ -122,8 +152,8 @@ def _layer(module: Any, *, decoder: bool) -> Converted:
     names.append("feed_forward")
     params: Params = {name: _attention(part)[0] for name, part in attentions.items()}
     params["feed_forward"] = {
-        "up_proj": _leaves(module.linear1),
-        "down_proj": _leaves(module.linear2),
+        "up_proj": _linear(module.linear1),
+        "down_proj": _linear(module.linear2),
     }
     norms = [module.norm1, module.norm2] + ([module.norm3] if decoder else [])
     params |= {f"{name}_norm": _norm(norm) for name, norm in zip(names, norms, strict=True)}
@@ -158,6 +188,8 @@ def _stack(module: Any, *, decoder: bool) -> Converted:
     others = [type(layer).__name__ for layer in module.layers if not isinstance(layer, kind)]
     if others or not len(module.layers):
         raise _refuse(f"have layers that are nn.{kind.__name__}", others or "none")
+    for layer in module.layers:
+        _check_forward(layer, kind, "in its layers ")
     converted = [_layer(layer, decoder=decoder) for layer in module.layers]
     params: Params = {"layers": [layer for layer, _ in converted]}
     options = converted[0][1]
@@ -186,6 +218,7 @@ def _transformer(module: nn.Transformer) -> Converted:
     ):
         if not isinstance(part, kind):
             raise _refuse(f"have an {name} that is nn.{kind.__name__}", type(part).__name__)
+        _check_forward(part, kind, f"in its {name} ")
     encoder, options = _stack(module.encoder, decoder=False)
     decoder, others = _stack(module.decoder, decoder=True)
     for name in ("norm_first", "dropout_p"):

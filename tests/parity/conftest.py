@@ -1,0 +1,27 @@
+"""What tests against transformers stand on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+import torch
+
+
+@contextmanager
+def _in_double() -> Iterator[None]:
+    default = torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "float32", torch.float64)
+        patch.setattr(torch, "float", torch.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+
+
+@pytest.fixture
+def in_double() -> Callable[[], AbstractContextManager[None]]:
+    """Where transformers says float32, as in its norms and angles, it computes in float64."""
+    return _in_double

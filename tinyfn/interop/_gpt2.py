@@ -1,0 +1,91 @@
+"""GPT-2: learned positions, layer norms before the sublayers, the embedding as output matrix."""
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+from tinyfn import positions
+from tinyfn._language_model import language_model
+from tinyfn._primitives import embedding, layer_norm
+from tinyfn._transformer import decoder
+from tinyfn.interop import _options
+from tinyfn.interop._tables import Counterpart, Line, bare, tied
+
+_OURS, _THEIRS = "decoder.layers.{layer}", "transformer.h.{layer}"
+_PACKED = tuple(f"{_OURS}.self_attention.{name}_proj" for name in "qkv")
+
+TABLE = (
+    Line("decoder.embedding.weight", "transformer.wte.weight"),
+    Line("decoder.position.weight", "transformer.wpe.weight"),
+    Line(
+        tuple(f"{name}.weight" for name in _PACKED),
+        f"{_THEIRS}.attn.c_attn.weight",
+        "features (parts heads head_dim) -> parts heads head_dim features",
+    ),
+    Line(
+        tuple(f"{name}.bias" for name in _PACKED),
+        f"{_THEIRS}.attn.c_attn.bias",
+        "(parts heads head_dim) -> parts heads head_dim",
+    ),
+    Line(
+        f"{_OURS}.self_attention.out_proj.weight",
+        f"{_THEIRS}.attn.c_proj.weight",
+        "(heads head_dim) features -> features heads head_dim",
+    ),
+    Line(f"{_OURS}.self_attention.out_proj.bias", f"{_THEIRS}.attn.c_proj.bias"),
+    Line(f"{_OURS}.self_attention_norm.weight", f"{_THEIRS}.ln_1.weight"),
+    Line(f"{_OURS}.self_attention_norm.bias", f"{_THEIRS}.ln_1.bias"),
+    Line(f"{_OURS}.feed_forward.up_proj.weight", f"{_THEIRS}.mlp.c_fc.weight", "i o -> o i"),
+    Line(f"{_OURS}.feed_forward.up_proj.bias", f"{_THEIRS}.mlp.c_fc.bias"),
+    Line(f"{_OURS}.feed_forward.down_proj.weight", f"{_THEIRS}.mlp.c_proj.weight", "i o -> o i"),
+    Line(f"{_OURS}.feed_forward.down_proj.bias", f"{_THEIRS}.mlp.c_proj.bias"),
+    Line(f"{_OURS}.feed_forward_norm.weight", f"{_THEIRS}.ln_2.weight"),
+    Line(f"{_OURS}.feed_forward_norm.bias", f"{_THEIRS}.ln_2.bias"),
+    Line("decoder.final_norm.weight", "transformer.ln_f.weight"),
+    Line("decoder.final_norm.bias", "transformer.ln_f.bias"),
+)
+
+BUFFERS = ("transformer.h.{layer}.attn.bias", "transformer.h.{layer}.attn.masked_bias")
+"""Causal masks, which older versions saved."""
+
+READ = frozenset(
+    "activation_function attn_pdrop embd_pdrop layer_norm_epsilon n_embd n_head n_inner n_layer "
+    "n_positions resid_pdrop tie_word_embeddings".split()
+)
+HEADS = frozenset(
+    "n_ctx summary_activation summary_first_dropout summary_proj_to_labels summary_type "
+    "summary_use_proj".split()
+)
+"""Options of heads that have no function here, whose weights are refused, and a repeated size."""
+
+
+def gpt2(config: Any, names: Collection[str]) -> Counterpart:
+    """The counterpart of a GPT-2 with its head, or without.
+
+    Args:
+        config: A GPT2Config.
+        names: Of the weights, theirs or ours.
+    """
+    _options.check(config, READ | HEADS)
+    dropout_p = _options.one_dropout(config, "resid_pdrop", "embd_pdrop")
+    options = {
+        "position": positions.add_learned,
+        "embed": embedding,
+        "norm": partial(layer_norm, eps=config.layer_norm_epsilon),
+        "norm_first": True,
+        "activation": _options.activation(config, "activation_function"),
+        "feed_forward": _options.keeps_hidden,
+        "attend": _options.dropping(float(config.attn_pdrop), dropout_p),
+        "dropout_p": dropout_p,
+    }
+    sizes = {"heads": config.n_head, "head_dim": config.n_embd // config.n_head}
+    counts = {"layer": config.n_layer}
+    if "wte.weight" in names or "embedding.weight" in names:
+        buffers = tuple(name.removeprefix("transformer.") for name in BUFFERS)
+        table = bare(TABLE, "decoder.", "transformer.")
+        return Counterpart(decoder, options, table, counts, sizes, buffers)
+    if config.tie_word_embeddings:
+        table = tied(TABLE, "transformer.wte.weight", "lm_head.weight")
+    else:
+        table = (*TABLE, Line("linear.weight", "lm_head.weight"))
+    return Counterpart(language_model, options, table, counts, sizes, BUFFERS)

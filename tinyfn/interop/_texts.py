@@ -1,0 +1,158 @@
+"""What BERT and its kin compute: sums of learned embeddings, normed, then an encoder, then a head.
+
+    encode_text       features = encoder(norm(token + position + type))
+    classify_text     linear(tanh(pooler(features of the first position)))
+    classify_tokens   linear(features)
+    predict_masked    linear(norm(activation(transform(features)))), tied to the token embedding
+
+Token types are an input, so the functions are of their own.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyfn import _checks, positions, random
+from tinyfn._encoder_model import first_pool
+from tinyfn._primitives import dropout, embedding, layer_norm, linear
+from tinyfn._transformer import encoder
+from tinyfn.types import Activation, Key, Norm, Params
+
+
+def encode_text(
+    params: Params,
+    tokens: Tensor,
+    mask: Any = None,
+    key: Key | None = None,
+    token_types: Tensor | None = None,
+    *,
+    padding: int | None = None,
+    norm: Norm = layer_norm,
+    embedding_dropout_p: float = 0.0,
+    **layer: Any,
+) -> Tensor:
+    """Features of each token.
+
+    Args:
+        params: `embedding` (`token`, `position`, `norm` and, where there are types, `token_type`)
+            and `encoder`.
+        tokens: Token ids.
+        mask: True where a position may look, such as `masks.padding(lengths)`.
+        key: Randomness for dropout; without it nothing is dropped.
+        token_types: Which part of a text each token is of; the first of them, if None.
+        padding: The token that is not counted, where positions count from behind it (RoBERTa).
+        norm: Of the embedding and the layers.
+        embedding_dropout_p: Chance that a number of the normed embedding is dropped.
+        layer: As in `encoder`.
+    """
+    tables = _checks.part("encode_text", params, "embedding", "interop.from_hugging_face")
+    embedding_key, encoder_key = random.split_or_none(key, 2)
+    x = embedding(tables["token"], tokens)
+    if "token_type" in tables:
+        first = tables["token_type"]["weight"][0]
+        x = x + (first if token_types is None else embedding(tables["token_type"], token_types))
+    elif token_types is not None:
+        remedy = "Leave them out"
+        requirement, actual = "be None for params without token types", _checks.shape(token_types)
+        raise _checks.fail(ValueError, "encode_text", "token_types", requirement, actual, remedy)
+    x = norm(tables["norm"], x + _numbered(tables["position"], tokens, padding))
+    x = dropout(x, embedding_key, dropout_p=embedding_dropout_p)
+    return encoder(params["encoder"], x, mask, encoder_key, norm=norm, **layer)
+
+
+def _numbered(table: Params, tokens: Tensor, padding: int | None) -> Tensor:
+    """A row for each position; padding has the row of its own id, what is real those behind it."""
+    first = 0 if padding is None else padding + 1
+    rows = positions.learned(table, tokens.shape[-1], offset=first)
+    if padding is None:
+        return rows
+    real = tokens != padding
+    return embedding(table, real.cumsum(-1) * real + padding)
+
+
+def classify_text(
+    params: Params,
+    tokens: Tensor,
+    mask: Any = None,
+    key: Key | None = None,
+    token_types: Tensor | None = None,
+    *,
+    pool_activation: Activation = torch.tanh,
+    first_dropout_p: float = 0.0,
+    head_dropout_p: float = 0.0,
+    **options: Any,
+) -> Tensor:
+    """Logits of a whole text's classes.
+
+    Args:
+        params: As of `encode_text`, and `pooler`, `linear`.
+        tokens: Token ids.
+        mask: True where a position may look.
+        key: Randomness for dropout; without it nothing is dropped.
+        token_types: As in `encode_text`.
+        pool_activation: Behind the pooler.
+        first_dropout_p: Chance of a drop before the pooler.
+        head_dropout_p: Chance of a drop behind it.
+        options: As in `encode_text`.
+    """
+    key, first_key, head_key = random.split_or_none(key, 3)
+    x = first_pool(encode_text(params, tokens, mask, key, token_types, **options))
+    x = linear(params["pooler"], dropout(x, first_key, dropout_p=first_dropout_p))
+    x = dropout(pool_activation(x), head_key, dropout_p=head_dropout_p)
+    return linear(params["linear"], x)
+
+
+def classify_tokens(
+    params: Params,
+    tokens: Tensor,
+    mask: Any = None,
+    key: Key | None = None,
+    token_types: Tensor | None = None,
+    *,
+    head_dropout_p: float = 0.0,
+    **options: Any,
+) -> Tensor:
+    """Logits of each token's classes.
+
+    Args:
+        params: As of `encode_text`, and `linear`.
+        tokens: Token ids.
+        mask: True where a position may look.
+        key: Randomness for dropout; without it nothing is dropped.
+        token_types: As in `encode_text`.
+        head_dropout_p: Chance that a feature is dropped before the linear map.
+        options: As in `encode_text`.
+    """
+    key, head_key = random.split_or_none(key, 2)
+    x = encode_text(params, tokens, mask, key, token_types, **options)
+    return linear(params["linear"], dropout(x, head_key, dropout_p=head_dropout_p))
+
+
+def predict_masked(
+    params: Params,
+    tokens: Tensor,
+    mask: Any = None,
+    key: Key | None = None,
+    token_types: Tensor | None = None,
+    *,
+    norm: Norm = layer_norm,
+    head_activation: Activation = torch.relu,
+    **options: Any,
+) -> Tensor:
+    """Logits of the token that stands, or stood, at each position.
+
+    Args:
+        params: As of `encode_text`, and `transform`, `transform_norm` and the bias of `linear`,
+            whose matrix is the token embedding.
+        tokens: Token ids.
+        mask: True where a position may look.
+        key: Randomness for dropout; without it nothing is dropped.
+        token_types: As in `encode_text`.
+        norm: Of all norms.
+        head_activation: Of the transform.
+        options: As in `encode_text`.
+    """
+    x = encode_text(params, tokens, mask, key, token_types, norm=norm, **options)
+    x = norm(params["transform_norm"], head_activation(linear(params["transform"], x)))
+    return linear({**params["embedding"]["token"], **params["linear"]}, x)
