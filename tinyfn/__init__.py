@@ -3,7 +3,7 @@
 Functions stand at the top (`tinyfn.attention`), and what they are combined with in namespaces:
 `random`, `tree`, `initializers`, `masks`, `positions`, `transforms`, `generation`, `interop`,
 `types`. Edges that need an optional package are imported by name: `tinyfn.testing`,
-`tinyfn.plotting`, `tinyfn.checkpoint`.
+`tinyfn.plotting`, `tinyfn.checkpoint`; so is `tinyfn.sharding`, which needs torch.distributed.
 """
 
 from tinyfn import generation as generation

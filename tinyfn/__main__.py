@@ -6,7 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -57,6 +57,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("run"), metavar="DIR", help="where files go (run)")
     add("--resume", action="store_true", help="go on from the checkpoint in DIR")
     add("--device", default="cpu", help="cpu (default), cuda, mps, ...")
+    kinds = "what the processes of torchrun share: the batch, the params too, or the heads"
+    add("--parallel", choices=["data", "full", "tensor"], help=kinds)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=_positive, help="as many steps as these allow (10)")
     length.add_argument("--steps", type=_count, help="this many steps; also of a resumed run")
@@ -95,19 +97,26 @@ def _count(text: str) -> int:
 def _train(options: argparse.Namespace) -> int:
     device = _device(options.device)
     torch.set_float32_matmul_precision("medium")  # on a CPU oneDNN's products, no less exact
-    found = train.resume(_checkpoint(options), device) if options.resume else None
+    mesh = _mesh(options.parallel, device)
+    found = train.resume(_checkpoint(options), device, mesh) if options.resume else None
     plan = found[1] if found else _plan(options)
     if found and options.steps is not None:
         plan = train.replanned(*found, options.steps)
     sides = _limited(data.split(data.load()), plan.limit)
     batches = data.Batches(data.pairs(sides["train"]), plan.max_tokens)
     if options.steps is None and not found:
-        steps = train.planned_steps(options.minutes or 10.0, plan, batches, device)
+        steps = train.planned_steps(options.minutes or 10.0, plan, batches, device, mesh)
         plan = dataclasses.replace(plan, steps=steps)
-    state = found[0] if found else train.start(plan, device)
+    state = found[0] if found else train.start(plan, device, mesh)
     options.out.mkdir(parents=True, exist_ok=True)
-    print(f"{tree.size(state.params):,} params, {plan.steps:,} steps", file=sys.stderr)
-    if not train.run(state, plan, batches, sides["validation"], options.out, device):
+    first = mesh is None or mesh.get_rank() == 0  # it speaks for all
+    if first:
+        print(f"{tree.size(state.params):,} params, {plan.steps:,} steps", file=sys.stderr)
+    done = train.run(state, plan, batches, sides["validation"], options.out, device)
+    state = dataclasses.replace(state, params=train.whole(state))
+    if not first:
+        return 0 if done else 130
+    if not done:
         print(f"stopped after step {state.step}; --resume goes on from there", file=sys.stderr)
         return 130
     test = evaluate.evaluate(state.params, sides["test"])
@@ -139,7 +148,15 @@ def _checkpoint(options: argparse.Namespace) -> Path:
             ", ".join(given),
             "Leave that out, or start another run with another --out",
         )
-    return options.out / train.CHECKPOINT
+    return options.out / (train.SHARDED_CHECKPOINT if options.parallel else train.CHECKPOINT)
+
+
+def _mesh(kind: str | None, device: torch.device) -> Any:
+    if kind is None:
+        return None
+    from tinyfn.pronunciation import parallel
+
+    return parallel.mesh(kind, device)
 
 
 def _limited(sides: dict[str, data.Dictionary], limit: int | None) -> dict[str, data.Dictionary]:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tinyfn import (
+    cross_entropy,
     generation,
     init_rms_norm,
     init_transformer,
@@ -128,12 +128,13 @@ def loss(
         >>> loss(init(random.key(0), SIZES), data.pairs({"a": [("AH",)]})).shape
         torch.Size([])
     """
-    return F.cross_entropy(
-        logits(params, batch, key, dropout_p=dropout_p).flatten(0, 1).float(),
-        batch.phonemes.ids[:, 1:].flatten(),
-        ignore_index=data.PAD,
-        label_smoothing=label_smoothing,
-    )
+    found = logits(params, batch, key, dropout_p=dropout_p)
+    found = found.to(torch.promote_types(found.dtype, torch.float32))
+    targets = batch.phonemes.ids[:, 1:]
+    real = targets != data.PAD
+    # F.cross_entropy's mean is wrong for DTensors of which the parts have unequal padding.
+    losses = cross_entropy(found, targets, real, label_smoothing=label_smoothing)
+    return losses.sum() / real.sum()
 
 
 def decode(

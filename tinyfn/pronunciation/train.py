@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from tinyfn import _checks, checkpoint, random, tree
 from tinyfn.pronunciation import data, model
@@ -25,6 +26,7 @@ from tinyfn.pronunciation.evaluate import evaluate
 from tinyfn.types import Key, Params
 
 CHECKPOINT = "checkpoint.safetensors"
+SHARDED_CHECKPOINT = "checkpoint"  # a folder, of a run by many processes
 SECONDS_BETWEEN_CHECKPOINTS = 60
 HELD_OUT_TIMES, HELD_OUT_WORDS = 10, 500
 
@@ -66,7 +68,8 @@ class Plan:
 class State:
     """What changes from step to step, and the key, from which every step derives its own.
 
-    `ends` holds where each plan of the run began and how many steps it had.
+    `ends` holds where each plan of the run began and how many steps it had, `mesh` the processes
+    over which params lie, if this is not the only one.
     """
 
     params: Params
@@ -77,17 +80,22 @@ class State:
     held_out: list[dict[str, int | float]] = field(default_factory=list)
     seconds: float = 0.0
     ends: list[list[int]] = field(default_factory=list)
+    mesh: DeviceMesh | None = None
 
 
-def start(plan: Plan, device: Device = "cpu") -> State:
+def start(plan: Plan, device: Device = "cpu", mesh: DeviceMesh | None = None) -> State:
     """The state before the first step."""
     key = random.key(plan.seed)
     fresh = model.init(random.fold_in(key, 0), plan.sizes)
     params = tree.map(lambda leaf: leaf.to(device).requires_grad_(), fresh)
+    if mesh is not None:
+        from tinyfn import sharding
+
+        params = sharding.shard(params, sharding.plan(params, mesh))
     optimizer = torch.optim.AdamW(
         tree.leaves(params), betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=True
     )
-    return State(params, optimizer, key, ends=[[0, plan.steps]])
+    return State(params, optimizer, key, ends=[[0, plan.steps]], mesh=mesh)
 
 
 def replanned(state: State, plan: Plan, steps: int) -> Plan:
@@ -124,12 +132,54 @@ def update(state: State, plan: Plan, batch: data.Batch) -> None:
     )
     state.optimizer.zero_grad()
     loss.backward()
+    if state.mesh is not None:
+        from tinyfn import sharding
+
+        loss = sharding.gather(loss.detach())
+        for leaf in tree.leaves(state.params):
+            leaf.grad = sharding.align(leaf.grad, leaf)
     torch.nn.utils.clip_grad_norm_(tree.leaves(state.params), 1.0)
     for group in state.optimizer.param_groups:
         group["lr"] = rate(state.step, plan)
     state.optimizer.step()
     state.losses.append(loss.item())
     state.step += 1
+
+
+def _together(state: State) -> contextlib.AbstractContextManager[None]:
+    """In which all processes of a mesh do the same, or say which of them is lost."""
+    if state.mesh is None:
+        return contextlib.nullcontext()
+    from tinyfn.pronunciation import parallel
+
+    return parallel.together(state)
+
+
+def _batch(state: State, batches: data.Batches, chosen: Tensor, device: Device) -> data.Batch:
+    batch = batches.take(chosen, device)
+    if state.mesh is None:
+        return batch
+    from tinyfn.pronunciation import parallel
+
+    return parallel.placed(batch, state.mesh)
+
+
+def whole(state: State) -> Params:
+    """Params that are whole in this process."""
+    if state.mesh is None:
+        return state.params
+    from tinyfn import sharding
+
+    return sharding.gather(tree.map(Tensor.detach, state.params))
+
+
+def _largest(number: int, state: State) -> int:
+    """The largest of the processes' numbers, on which all then agree."""
+    if state.mesh is None:
+        return number
+    from tinyfn.pronunciation import parallel
+
+    return parallel.largest(number, state.mesh)
 
 
 def choices(state: State, batches: data.Batches) -> Iterator[Tensor]:
@@ -157,11 +207,12 @@ def run(
     some = dict(list(held_out.items())[::apart])
     saved = begun = time.monotonic()
     before, words = state.seconds, 0
-    with progress(state, plan) as bar, _interruption() as interrupted:
+    path = out / (CHECKPOINT if state.mesh is None else SHARDED_CHECKPOINT)
+    with _together(state), progress(state, plan) as bar, _interruption() as interrupted:
         for chosen in choices(state, batches):
-            if state.step >= plan.steps or interrupted.is_set():
+            if state.step >= plan.steps or _largest(interrupted.is_set(), state):
                 break
-            update(state, plan, batches.take(chosen, device))
+            update(state, plan, _batch(state, batches, chosen, device))
             now = time.monotonic()
             state.seconds, words = before + now - begun, words + len(chosen)
             recent = state.losses[-100:]
@@ -170,13 +221,14 @@ def run(
             bar.update()
             if _held_out_is_due(state.step, plan):
                 state.held_out.append(
-                    {"step": state.step, **evaluate(state.params, some)._asdict()}
+                    {"step": state.step, **evaluate(whole(state), some)._asdict()}
                 )
-                bar.write(_held_out_line(state.held_out[-1]))
-            if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                save(out / CHECKPOINT, state, plan)
+                if not bar.disable:
+                    bar.write(_held_out_line(state.held_out[-1]))
+            if _largest(now - saved > SECONDS_BETWEEN_CHECKPOINTS, state):
+                save(path, state, plan)
                 saved = now
-    save(out / CHECKPOINT, state, plan)
+        save(path, state, plan)
     return state.step >= plan.steps
 
 
@@ -184,7 +236,9 @@ def progress(state: State, plan: Plan) -> Any:
     """A bar over the plan's steps."""
     from tqdm import tqdm
 
-    return tqdm(total=plan.steps, initial=state.step, unit="step", mininterval=1.0)
+    silent = state.mesh is not None and state.mesh.get_rank() > 0
+    steps = {"total": plan.steps, "initial": state.step, "unit": "step"}
+    return tqdm(**steps, mininterval=1.0, disable=silent)
 
 
 def _held_out_is_due(step: int, plan: Plan) -> bool:
@@ -219,44 +273,72 @@ def _interruption() -> Iterator[threading.Event]:
 
 
 def planned_steps(
-    minutes: float, plan: Plan, batches: data.Batches, device: Device = "cpu", *, trial: int = 20
+    minutes: float,
+    plan: Plan,
+    batches: data.Batches,
+    device: Device = "cpu",
+    mesh: DeviceMesh | None = None,
+    *,
+    trial: int = 20,
 ) -> int:
     """How many steps the minutes allow, measured with a state that is thrown away."""
-    state = start(plan, device)
+    state = start(plan, device, mesh)
     coming = choices(state, batches)
-    for _ in range(3):  # the first steps allocate
-        update(state, plan, batches.take(next(coming), device))
-    begun = time.perf_counter()
-    for _ in range(trial):
-        update(state, plan, batches.take(next(coming), device))
-    return max(1, int(60 * minutes * trial / (time.perf_counter() - begun)))
+    with _together(state):
+        for _ in range(3):  # the first steps allocate
+            update(state, plan, _batch(state, batches, next(coming), device))
+        begun = time.perf_counter()
+        for _ in range(trial):
+            update(state, plan, _batch(state, batches, next(coming), device))
+        steps = max(1, int(60 * minutes * trial / (time.perf_counter() - begun)))
+        return _largest(steps, state)
 
 
 def save(path: str | Path, state: State, plan: Plan) -> None:
     """Writes a checkpoint, all that `resume` needs: tensors, and the rest as JSON beside them."""
+    if state.mesh is not None:
+        from tinyfn.pronunciation import parallel
+
+        rest = {**_rest(state, plan), "losses": state.losses}
+        return parallel.save(Path(path), state, rest)
     tensors = {
         "params": state.params,
         "optimizer": list(state.optimizer.state_dict()["state"].values()),
         "key": state.key,
         "losses": torch.tensor(state.losses, dtype=torch.float64),
     }
-    rest = {
+    checkpoint.save(path, tensors, {"training": json.dumps(_rest(state, plan))})
+
+
+def _rest(state: State, plan: Plan) -> dict[str, Any]:
+    return {
         "plan": dataclasses.asdict(plan),
         "step": state.step,
         "held_out": state.held_out,
         "seconds": state.seconds,
         "ends": state.ends,
     }
-    checkpoint.save(path, tensors, {"training": json.dumps(rest)})
 
 
-def resume(path: str | Path, device: Device = "cpu") -> tuple[State, Plan]:
-    """The state and the plan of a checkpoint.
+def resume(
+    path: str | Path, device: Device = "cpu", mesh: DeviceMesh | None = None
+) -> tuple[State, Plan]:
+    """The state and the plan of a checkpoint, for a mesh of one by as many processes or others.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is not a whole checkpoint of a training run.
     """
+    if mesh is not None:
+        from tinyfn.pronunciation import parallel
+
+        found = parallel.newest(Path(path))
+        rest = parallel.rest(found)
+        plan = Plan(**rest["plan"])
+        state = start(plan, device, mesh)
+        parallel.load(found, state)
+        _restore(state, rest)
+        return state, plan
     tensors, metadata = checkpoint.load(path)
     if "training" not in metadata:
         raise _checks.fail(
@@ -278,8 +360,11 @@ def resume(path: str | Path, device: Device = "cpu") -> tuple[State, Plan]:
     groups = state.optimizer.state_dict()["param_groups"]
     moments = dict(enumerate(tensors.get("optimizer", [])))
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    state.key, state.step, state.losses = tensors["key"], rest["step"], tensors["losses"].tolist()
-    state.held_out, state.seconds, state.ends = (
-        rest[name] for name in ("held_out", "seconds", "ends")
-    )
+    state.key = tensors["key"]
+    _restore(state, {**rest, "losses": tensors["losses"].tolist()})
     return state, plan
+
+
+def _restore(state: State, rest: dict[str, Any]) -> None:
+    for name in ("step", "losses", "held_out", "seconds", "ends"):
+        setattr(state, name, rest[name])

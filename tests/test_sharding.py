@@ -1,0 +1,296 @@
+"""More devices, the same numbers; what does not fit is said."""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import communication
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+import sharded
+import sharded_training
+from tinyfn import (
+    attention,
+    init_attention,
+    init_encoder_layer,
+    init_feed_forward,
+    random,
+    sharding,
+    tree,
+)
+from tinyfn.__main__ import main
+from tinyfn.pronunciation import data
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture
+def one():
+    """A mesh of this process alone, along any axes."""
+    yield lambda *names: sharding.mesh(**dict.fromkeys(names, 1))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def many():
+    """A mesh along any axes, of processes that are not there."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    def mesh(**sizes):
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+        return sharding.mesh(**sizes)
+
+    yield mesh
+    dist.destroy_process_group()
+
+
+def ran(world, script, *arguments):
+    """What so many processes of a script come to."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, "--nproc-per-node", str(world), str(TESTS / script), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+
+
+def printed(world, script, *arguments):
+    done = ran(world, script, *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@functools.cache
+def found(world):
+    return printed(world, "sharded.py")
+
+
+def cases():
+    for world, plans in sharded.PLANS.items():
+        for plan in plans:
+            yield from ((world, plan, case) for case in sharded.wanted(world, plan))
+
+
+@pytest.mark.parametrize(("world", "plan", "case"), list(cases()))
+def test_many_processes_find_what_one_does(world, plan, case):
+    assert found(world)[plan][case] < 1e-10
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("wrap", sharded.ADAPTERS)
+def test_a_wrapped_adapter_trains_to_the_weights_of_one_process(world, wrap):
+    assert found(world)["adapter"][wrap] < 1e-10
+
+
+def assert_trained(results, kinds):
+    assert set(results) == set(kinds)
+    for params, losses, *steps in results.values():
+        assert params < 1e-10
+        assert losses < 1e-10
+        assert steps == [4, 4]
+
+
+def test_four_processes_train_what_one_does_and_fewer_go_on_from_there(tmp_path):
+    folder = str(tmp_path)
+    assert_trained(
+        printed(4, "sharded_training.py", "interrupted", folder), ["data", "full", "tensor"]
+    )
+    assert_trained(printed(2, "sharded_training.py", "resumed", folder), ["tensor"])
+
+
+def test_a_killed_process_ends_the_run_in_one_sentence_and_another_goes_on(
+    tmp_path, capsys, monkeypatch, one
+):
+    done = ran(2, "sharded_training.py", "killed", str(tmp_path / "run"))
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if "train: all processes must" in line]
+    assert "got one lost after step 3" in line
+    assert "Start them again with --resume: they go on from the last checkpoint." in line
+    (whole,) = (tmp_path / "run" / "checkpoint").glob("step-*/.metadata")
+    assert whole.parent.name == "step-000000002"
+    part = whole.parents[1] / "step-000000003"  # as of one who was killed while writing
+    part.mkdir()
+    (part / "training.json").write_text("{}")
+    monkeypatch.setattr(data, "load", lambda: sharded_training.DICTIONARY)
+    again = ["train", "--resume", "--parallel", "data", "--out", str(tmp_path / "run")]
+    assert main(again) == 0
+    capsys.readouterr()
+    found = json.loads((tmp_path / "run" / "weights.json").read_text())
+    assert (found["steps"], len(found["mean_losses"])) == (5, 5)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_step_keeps_placements(world):
+    kept = [v for rows in found(world).values() for name, v in rows.items() if "keeps" in name]
+    assert kept
+    assert all(kept)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_forward_mode_is_refused_by_name(world):
+    said = [v for rows in found(world).values() for name, v in rows.items() if "jvp" in name]
+    assert len(said) == 4 * len(sharded.PLANS[world])
+    assert all("got forward mode (jvp, jacfwd or hessian), which torch lacks" in v for v in said)
+
+
+def placements(layouts):
+    return {name: layout.placements for name, layout in tree.flatten(layouts).items()}
+
+
+def test_heads_and_hidden_are_cut_once_and_norms_are_not(many):
+    params = init_encoder_layer(random.key(0), 8, 4, 16)
+    whole, heads, hidden = (Replicate(),), (Shard(0),), (Shard(0),)
+    assert placements(sharding.plan(params, many(tensor=4))) == {
+        "self_attention.q_proj.weight": heads,
+        "self_attention.q_proj.bias": heads,
+        "self_attention.k_proj.weight": heads,
+        "self_attention.k_proj.bias": heads,
+        "self_attention.v_proj.weight": heads,
+        "self_attention.v_proj.bias": heads,
+        "self_attention.out_proj.weight": (Shard(1),),
+        "self_attention.out_proj.bias": whole,
+        "self_attention_norm.weight": whole,
+        "self_attention_norm.bias": whole,
+        "feed_forward.up_proj.weight": hidden,
+        "feed_forward.up_proj.bias": hidden,
+        "feed_forward.down_proj.weight": (Shard(1),),
+        "feed_forward.down_proj.bias": whole,
+        "feed_forward_norm.weight": whole,
+        "feed_forward_norm.bias": whole,
+    }
+
+
+def test_two_axes_cut_different_axes(many):
+    params = {**init_attention(random.key(0), 8, 4), "odd": torch.ones(3, 5)}
+    found = placements(sharding.plan(params, many(full=2, tensor=2)))
+    assert found["q_proj.weight"] == (Shard(1), Shard(0))
+    assert found["q_proj.bias"] == (Replicate(), Shard(0))
+    assert found["out_proj.weight"] == (Shard(0), Shard(1))
+    assert found["out_proj.bias"] == found["odd"] == (Replicate(), Replicate())
+
+
+def test_stacked_models_are_cut_where_one_is(many):
+    params = tree.stack([init_feed_forward(random.key(seed), 4, 8) for seed in (0, 1, 2)])
+    found = placements(sharding.plan(params, many(tensor=4)))
+    assert found["up_proj.weight"] == found["up_proj.bias"] == (Shard(1),)
+    assert found["down_proj.weight"] == (Shard(2),)
+
+
+@pytest.mark.parametrize("axis", ["data", "sequence"])
+def test_params_are_whole_where_inputs_are_cut(many, axis):
+    found = placements(sharding.plan(init_feed_forward(random.key(0), 4, 8), many(**{axis: 4})))
+    assert set(found.values()) == {(Replicate(),)}
+
+
+def test_a_batch_is_cut_along_its_axes(many):
+    placed = sharding.place({"x": torch.ones(4, 6), "n": torch.ones(2)}, many(full=2, sequence=2))
+    assert placed["x"].placements == (Shard(0), Shard(1))
+    assert placed["x"].to_local().shape == (2, 3)
+    assert placed["n"].placements == (Shard(0), Replicate())
+
+
+def test_an_axis_of_length_one_stays_whole(one):
+    mesh = one("data", "tensor")
+    params = init_attention(random.key(0), 8, 1)
+    assert placements(sharding.plan(params, mesh))["q_proj.weight"] == (Replicate(), Replicate())
+    x = sharding.place(torch.ones(1, 3, 8), mesh)
+    assert x.placements == (Replicate(), Replicate())
+    with sharding.on_mesh():
+        found = attention(sharding.shard(params, sharding.plan(params, mesh)), x, x, x)
+        assert found.flatten(0, 1).shape == (3, 8)
+
+
+def test_sharding_and_gathering_gives_the_params_again(one):
+    params = init_encoder_layer(random.key(0), 8, 4, 16)
+    params["feed_forward"]["up_proj"]["bias"].requires_grad_()
+    there = sharding.shard(params, sharding.plan(params, one("full", "tensor")))
+    assert all(isinstance(leaf, DTensor) and leaf.is_leaf for leaf in tree.leaves(there))
+    assert [leaf.requires_grad for leaf in tree.leaves(there)] == [
+        leaf.requires_grad for leaf in tree.leaves(params)
+    ]
+    back = sharding.gather({**there, "plain": torch.ones(1)})
+    pairs = zip(tree.leaves({**params, "plain": torch.ones(1)}), tree.leaves(back), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            init_attention(random.key(0), 12, 6, num_kv_heads=6),
+            "plan: heads of q_proj.weight must divide among the 4 processes of the axis 'tensor', "
+            "got 6. Choose a multiple of 4 heads, or one of [1, 2, 3, 6] processes.",
+        ),
+        (
+            init_attention(random.key(0), 8, 4, num_kv_heads=2),
+            "plan: heads of k_proj.weight must divide among the 4 processes of the axis 'tensor', "
+            "got 2. Choose a multiple of 4 heads, or one of [1, 2] processes.",
+        ),
+        (
+            init_feed_forward(random.key(0), 8, 9),
+            "plan: hidden of up_proj.weight must divide among the 4 processes of the axis "
+            "'tensor', got 9. Choose a multiple of 4 hidden, or one of [1, 3, 9] processes.",
+        ),
+    ],
+)
+def test_what_does_not_divide_is_said_with_sizes_that_do(many, params, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        sharding.plan(params, many(tensor=4))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(3, 2), "place: batch must divide among 2 processes, got 3. Pad it to a mul"),
+        (torch.ones(2, 3), "place: seq must divide among 2 processes, got 3. Pad it to a multip"),
+    ],
+)
+def test_inputs_that_do_not_divide_are_said(many, x, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sharding.place(x, many(data=2, sequence=2))
+
+
+def test_meshes_that_make_no_sense_are_said(many):
+    with pytest.raises(ValueError, match=r"mesh: the mesh must have axes named data, .*'model'"):
+        sharding.mesh(model=2)
+    with pytest.raises(ValueError, match=r"the mesh must have axes named .*, got none. Name each"):
+        sharding.mesh()
+    with pytest.raises(ValueError, match=r"mesh: data must be at least 1, got 0"):
+        sharding.mesh(data=0)
+    many(data=2, tensor=2)
+    with pytest.raises(ValueError, match=r"mesh: sizes must multiply to the number of processes"):
+        sharding.mesh(data=3)
+    unnamed = dist.device_mesh.init_device_mesh("cpu", (4,))
+    with pytest.raises(ValueError, match=r"plan: the mesh must have axes named"):
+        sharding.plan({"w": torch.ones(4)}, unnamed)
+    with pytest.raises(ValueError, match=r"place: the mesh must have axes named"):
+        sharding.place(torch.ones(4), unnamed)
+
+
+@pytest.mark.parametrize("batch", [4, 16])
+@pytest.mark.parametrize(
+    ("plan", "least", "most"),
+    [("data", 1, 1), ("full", 0.9, 1), ("tensor", 1, 1.2), ("sequence", 1, 2)],
+)
+def test_a_step_sends_about_what_the_textbook_says(many, plan, batch, least, most):
+    many(**{plan: 4})
+    sent, book = communication.counted(plan, 4, batch, 16, 32)
+    assert least <= sent / book <= most
+
+
+@pytest.mark.parametrize(
+    ("collective", "part", "sent"),
+    [("all_reduce", 8, 48), ("all_gather_into_tensor", 2, 24), ("reduce_scatter_tensor", 8, 24)],
+)
+def test_bytes_over_a_ring(collective, part, sent):
+    assert communication.passed_on(collective, torch.zeros(part), 4) == sent

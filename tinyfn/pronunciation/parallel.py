@@ -1,0 +1,126 @@
+"""Training by many processes, which together do what one would; `torchrun` starts them."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh
+
+from tinyfn import _checks, sharding, tree
+from tinyfn.pronunciation.data import Batch, Tokens
+
+REST = "training.json"
+
+
+def mesh(kind: str, device: torch.device) -> DeviceMesh:
+    """All processes along one axis: "data", "full" or "tensor"."""
+    return sharding.mesh(device.type, **{kind: int(os.environ.get("WORLD_SIZE", "1"))})
+
+
+def placed(batch: Batch, mesh: DeviceMesh) -> Batch:
+    """A batch over the mesh, with as many empty words more as make it divide."""
+    more = -len(batch.letters.ids) % mesh.size()
+    return Batch(*(_placed(tokens, more, mesh) for tokens in batch))
+
+
+def _placed(tokens: Tokens, more: int, mesh: DeviceMesh) -> Tokens:
+    ids, lengths = F.pad(tokens.ids, (0, 0, 0, more)), tokens.lengths
+    if lengths is None:
+        return Tokens(sharding.place(ids, mesh), None)
+    return Tokens(sharding.place(ids, mesh), sharding.place(F.pad(lengths, (0, more)), mesh))
+
+
+def largest(number: int, mesh: DeviceMesh) -> int:
+    """The largest of the processes' numbers, on which all then agree."""
+    agreed = torch.tensor(int(number), device=mesh.device_type)
+    dist.all_reduce(agreed, dist.ReduceOp.MAX)
+    return int(agreed)
+
+
+@contextlib.contextmanager
+def together(state: Any) -> Iterator[None]:
+    """In which functions take what lies over a mesh, and a lost process ends in one sentence."""
+    try:
+        with sharding.on_mesh():
+            yield
+    except (RuntimeError, CheckpointException) as error:
+        if state.mesh.size() == 1:
+            raise
+        raise _checks.fail(
+            ConnectionError,
+            "train",
+            "all processes",
+            "live to the end",
+            f"one lost after step {state.step} ({str(error).splitlines()[0]})",
+            "Start them again with --resume: they go on from the last checkpoint",
+        ) from error
+
+
+def save(folder: Path, state: Any, rest: dict[str, Any]) -> None:
+    """Writes a checkpoint into a folder of its own, and then removes those before.
+
+    torch writes `.metadata` last: a checkpoint without it is not whole.
+    """
+    own = folder / f"step-{state.step:09}"
+    if dist.get_rank() == 0:
+        own.mkdir(parents=True, exist_ok=True)
+        (own / ".metadata").unlink(missing_ok=True)
+        (own / REST).write_text(json.dumps(rest))
+    dist.barrier()
+    distributed_checkpoint.save(_tensors(state), checkpoint_id=own)
+    if dist.get_rank() == 0:
+        for other in folder.glob("step-*"):
+            if other != own:
+                shutil.rmtree(other)
+
+
+def _tensors(state: Any) -> dict[str, Tensor]:
+    """Params, and the moments of each, which begin as zeros."""
+    tensors = {"key": state.key}
+    for name, leaf in tree.flatten(state.params).items():
+        moments = state.optimizer.state[leaf]
+        if not moments:
+            zeros = {moment: torch.zeros_like(leaf) for moment in ("exp_avg", "exp_avg_sq")}
+            moments.update({"step": torch.zeros((), device=leaf.device), **zeros})
+        tensors[f"params.{name}"] = leaf.detach()
+        tensors |= {f"optimizer.{name}.{moment}": x.detach() for moment, x in moments.items()}
+    return tensors
+
+
+def newest(folder: Path) -> Path:
+    """The folder of the last whole checkpoint.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    whole = sorted(path.parent for path in folder.glob("step-*/.metadata"))
+    if not whole:
+        raise _checks.fail(
+            FileNotFoundError,
+            "train",
+            "--resume",
+            "find a whole checkpoint",
+            f"none in {str(folder)!r}",
+            "Name the --out of a run with --parallel",
+        )
+    return whole[-1]
+
+
+def rest(found: Path) -> dict[str, Any]:
+    """What a checkpoint knows beside tensors."""
+    return json.loads((found / REST).read_text())
+
+
+def load(found: Path, state: Any) -> None:
+    """Fills a state from a checkpoint, whatever the mesh that wrote it."""
+    distributed_checkpoint.load(_tensors(state), checkpoint_id=found)
