@@ -78,7 +78,8 @@ def counted(plan: str, processes: int, batch: int, seq: int, features: int) -> t
     """What a step sends, and the textbook's count."""
     params = tinyfn.init_encoder(random.key(0), features, HEADS, 4 * features, LAYERS)
     x = random.normal(random.key(1), (batch, seq, features))
-    mesh = sharding.mesh(**{plan: processes})
+    sizes: Any = {plan: processes}
+    mesh = sharding.mesh(**sizes)
     there, placed = sharding.shard(params, sharding.plan(params, mesh)), sharding.place(x, mesh)
 
     def loss(params: Any, x: torch.Tensor) -> torch.Tensor:

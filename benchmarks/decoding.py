@@ -85,7 +85,7 @@ def hugging_face(prompt: Tensor, new: int) -> Calls:
         bos_token_id=None,
         eos_token_id=None,
     )
-    model = GPT2LMHeadModel(config).eval()
+    model: Any = GPT2LMHeadModel(config).eval()
     attended = torch.ones_like(prompt)
 
     def generate() -> object:

@@ -115,6 +115,7 @@ def _x_transformers() -> nn.Module:
     import x_transformers
 
     encoder = x_transformers.Encoder(dim=FEATURES, depth=1, heads=HEADS, attn_dim_head=4)
+    part: Any
     for part in encoder.modules():
         if hasattr(part, "attn_fn"):  # in single by default, which differences cannot see through
             part.attn_fn = partial(F.softmax, dim=-1)

@@ -134,7 +134,7 @@ def test_dropout_is_a_function_of_the_key(layer):
 
 
 def test_each_place_of_dropout_has_a_key_of_its_own(monkeypatch):
-    from tinyfn import _attend, _layers, _primitives
+    from tinyfn import _explicit, _layers, _primitives
 
     seen = []
 
@@ -142,7 +142,7 @@ def test_each_place_of_dropout_has_a_key_of_its_own(monkeypatch):
         seen.append(int(key))
         return x
 
-    for module in (_attend, _layers, _primitives):
+    for module in (_explicit, _layers, _primitives):
         monkeypatch.setattr(module, "dropout", note)
     params = tinyfn.init_decoder_layer(random.key(0), 4, 2, 3, dtype=F64)
     tinyfn.decoder_layer(params, x_of(3, 4), x_of(3, 4), key=random.key(1), dropout_p=0.5)

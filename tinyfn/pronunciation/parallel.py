@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -77,7 +77,7 @@ def save(folder: Path, state: Any, rest: dict[str, Any]) -> None:
         (own / ".metadata").unlink(missing_ok=True)
         (own / REST).write_text(json.dumps(rest))
     dist.barrier()
-    distributed_checkpoint.save(_tensors(state), checkpoint_id=own)
+    state_dict_saver.save(_tensors(state), checkpoint_id=own)
     if dist.get_rank() == 0:
         for other in folder.glob("step-*"):
             if other != own:
@@ -123,4 +123,4 @@ def rest(found: Path) -> dict[str, Any]:
 
 def load(found: Path, state: Any) -> None:
     """Fills a state from a checkpoint, whatever the mesh that wrote it."""
-    distributed_checkpoint.load(_tensors(state), checkpoint_id=found)
+    state_dict_loader.load(_tensors(state), checkpoint_id=found)

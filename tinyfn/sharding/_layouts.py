@@ -51,7 +51,8 @@ def mesh(device: str = "cpu", **sizes: int) -> DeviceMesh:
         if dist.is_torchelastic_launched():
             dist.init_process_group()
         else:
-            dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  it has no other
+            dist.init_process_group(store=store, rank=0, world_size=1)
     wanted, world = math.prod(sizes.values()), dist.get_world_size()
     if wanted != world:
         requirement = f"multiply to the number of processes, {world}"
