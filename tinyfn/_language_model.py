@@ -92,7 +92,7 @@ def init_language_model(
 def language_model(
     params: Params,
     tokens: Integer[Tensor, "... seq"],
-    mask: Mask | Bool[Tensor, "..."] | None = masks.causal(),
+    self_mask: Mask | Bool[Tensor, "..."] | None = masks.causal(),
     key: Key | None = None,
     *,
     position: Position | None = positions.add_sinusoidal,
@@ -107,15 +107,15 @@ def language_model(
     Args:
         params: From `init_language_model`. Without a `linear` the embedding is the output matrix.
         tokens: Token ids; padding goes behind them, where a causal mask hides it.
-        mask: True where a token may look at a token.
+        self_mask: True where a token may look at a token.
         key: Randomness for dropout; without it nothing is dropped.
         position: Joins positions to the features; None leaves them out.
         output: Makes logits of features, with `linear` or with the tied matrix.
         options: As in `decoder`: embed, norm, activation, norm_first, dropout_p, attend, remat, ...
 
     Raises:
-        ValueError: `mask` does not fit, or the params are of another function.
-        TypeError: `mask` is not bool.
+        ValueError: `self_mask` does not fit, or the params are of another function.
+        TypeError: `self_mask` is not bool.
 
     Example:
         >>> params = init_language_model(random.key(0), 8, 2, 16, num_layers=1, vocab_size=10)
@@ -125,5 +125,5 @@ def language_model(
     Reference: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018.
     """
     stack = _checks.part("language_model", params, "decoder")
-    x = decoder(stack, tokens, None, mask, None, key, position=position, **options)
+    x = decoder(stack, tokens, None, self_mask, None, key, position=position, **options)
     return to_logits(params, x, output)

@@ -140,18 +140,6 @@ def close(actual, expected, tolerance):
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def own_mask(options):
-    """The mask among the options, whatever it is called there, and the others."""
-    others = dict(options)
-    found = [others.pop(name) for name in ("mask", "self_mask") if name in others]
-    return (found or [masks.causal()])[0], others
-
-
-def hidden_behind(f, mask):
-    """The function of params and tokens, whose third argument is a mask or a memory."""
-    return {"self_mask": mask} if f is tinyfn.decoder else {"mask": mask}
-
-
 @every
 @DTYPES
 def test_logits(name, dtype, in_double):
@@ -173,12 +161,12 @@ def test_padding(name, side, dtype, in_double):
         model = model_of(name, dtype)
         expected = model(TOKENS, attention_mask=real.long())[0]
     params, options, f = interop.from_hugging_face(model)
-    mask, options = own_mask(options)
+    mask = options.pop("self_mask", masks.causal())
     shown = masks.dense(real[:, None]) if side == "left" else masks.padding(real.sum(1))
-    actual = f(params, TOKENS, **hidden_behind(f, mask & shown), **options)
+    actual = f(params, TOKENS, self_mask=mask & shown, **options)
     close(actual[real], expected[real], TOLERANCES[dtype])
     if side == "left":
-        assert not torch.allclose(actual, f(params, TOKENS, **hidden_behind(f, mask), **options))
+        assert not torch.allclose(actual, f(params, TOKENS, self_mask=mask, **options))
 
 
 @every_language_model
@@ -194,11 +182,10 @@ def test_a_token_at_a_time_with_a_cache(name, dtype, in_double):
             steps.append(out.logits[:, 0])
             kept = out.past_key_values
     params, options, _ = interop.from_hugging_face(model)
-    mask, options = own_mask(options)
-    back, _ = masks.reach(mask)
+    back, _ = masks.reach(options.get("self_mask", masks.causal()))
     cache = tinyfn.init_cache(params, capacity=7 if back is None else back + 1, batch=(2,))
     for token, expected in zip(TOKENS.T, steps, strict=True):
-        logits, cache = tinyfn.decode_step(params, cache, token, mask, **options)
+        logits, cache = tinyfn.decode_step(params, cache, token, **options)
         close(logits, expected, TOLERANCES[dtype])
 
 
@@ -209,8 +196,7 @@ LATER = ["llama_dynamic_beyond", "llama_longrope"]
 @pytest.mark.parametrize("name", ["gpt2", "llama_yarn", "mistral", "qwen3", *LATER])
 def test_a_cache_gives_what_the_whole_gives(name):
     params, options, _ = interop.from_hugging_face(model_of(name))
-    mask, options = own_mask(options)
-    check = partial(testing.check_decoding, params, TOKENS[0, :5], None, mask, **options)
+    check = partial(testing.check_decoding, params, TOKENS[0, :5], **options)
     if name in LATER:
         with pytest.raises(AssertionError):
             check()
@@ -224,8 +210,7 @@ def test_generation(name):
     ids = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     whole = model.generate(TOKENS[:, :3], attention_mask=torch.ones(2, 3).long(), **ids)
     params, options, _ = interop.from_hugging_face(model)
-    mask, options = own_mask(options)
-    drawn = generation.greedy(params, TOKENS[:, :3], max_len=4, self_mask=mask, **options)
+    drawn = generation.greedy(params, TOKENS[:, :3], max_len=4, **options)
     assert torch.equal(drawn.tokens, whole[:, 3:])
 
 

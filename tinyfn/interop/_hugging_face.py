@@ -42,8 +42,8 @@ def from_hugging_face(
     | their ForSequenceClassification, ForTokenClassification, ForMaskedLM | the same |
     | ViTForImageClassification, ViTModel | f(params, image, mask, key) |
 
-    A sliding window is the keyword argument `mask` (`self_mask` of a decoder), which generation
-    and caches call `self_mask`; combine it with others by `&`. Dropout needs a `key`.
+    The keyword arguments of a model that decodes are those of caches and generation too. A sliding
+    window is among them as `self_mask`; combine it with others by `&`. Dropout needs a `key`.
 
     The params are copies. What the config asks for and no function here does is refused by name, as
     is a weight that finds no place, or a place that finds no weight.

@@ -137,13 +137,12 @@ def _counterpart(
     sizes = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads}
     sizes["head_dim"] = head_dim
     seen = None if window is None else masks.causal() & masks.window(window - 1, None)
+    options |= {} if seen is None else {"self_mask": seen}
     table = (*TABLE, *extra)
     if "embed_tokens.weight" in names or "embedding.weight" in names:
-        options |= {} if seen is None else {"self_mask": seen}
         buffers = tuple(name.removeprefix("model.") for name in BUFFERS)
         table = bare(table, "decoder.", "model.")
         return Counterpart(decoder, options, table, counts, sizes, buffers)
-    options |= {} if seen is None else {"mask": seen}
     if config.tie_word_embeddings:
         table = tied(table, "model.embed_tokens.weight", "lm_head.weight")
     else:
