@@ -182,6 +182,13 @@ def test_to_torch_of_from_torch_is_the_module_bit_for_bit(kind):
         torch.testing.assert_close(again.eval()(*xs), module.eval()(*xs), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_the_order_of_axes_is_said_and_never_guessed():
+    params, keywords = interop.from_torch(nn.TransformerEncoderLayer(4, 2, 3))
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'batch_first'"):
+        interop.to_torch(params, **keywords)
+
+
 def test_to_torch_of_stacks_of_ones_own():
     """Layers of other widths, no final norm, and two that agree in the model's width only."""
     wide = nn.TransformerEncoderLayer(4, 4, 5, batch_first=True)
@@ -191,7 +198,7 @@ def test_to_torch_of_stacks_of_ones_own():
     options = {"custom_encoder": encoder, "custom_decoder": decoder, "batch_first": True}
     module = nn.Transformer(4, 2, **options).eval()
     params, keywords = interop.from_torch(module)
-    again: Any = interop.to_torch(params, **keywords).eval()
+    again: Any = interop.to_torch(params, batch_first=True, **keywords).eval()
     assert again.decoder.norm is None
     x = torch.randn(1, 3, 4)
     assert torch.equal(again(x, x), module(x, x))
@@ -200,8 +207,9 @@ def test_to_torch_of_stacks_of_ones_own():
 
 def test_nested_tensors_are_asked_for():
     params, keywords = interop.from_torch(stack(layer()))
-    assert not interop.to_torch(params, **keywords).use_nested_tensor
-    again = interop.to_torch(params, enable_nested_tensor=True, **keywords).eval()
+    assert not interop.to_torch(params, batch_first=True, **keywords).use_nested_tensor
+    nested = {"batch_first": True, "enable_nested_tensor": True}
+    again = interop.to_torch(params, **nested, **keywords).eval()
     assert again.use_nested_tensor
     padded = torch.tensor([[False, True]])
     with torch.no_grad(), warnings.catch_warnings():
@@ -212,7 +220,7 @@ def test_nested_tensors_are_asked_for():
 def test_to_torch_makes_copies_and_draws_nothing():
     params, keywords = interop.from_torch(layer())
     before, copies = torch.random.get_rng_state(), tree.map(torch.clone, params)
-    module = interop.to_torch(params, **keywords)
+    module = interop.to_torch(params, batch_first=True, **keywords)
     assert torch.equal(torch.random.get_rng_state(), before)
     with torch.no_grad():
         for weight in module.parameters():
@@ -225,7 +233,7 @@ def test_params_made_here_become_a_module_that_agrees():
     params = tinyfn.init_transformer(random.key(0), 4, 2, 3, 1, 2, **options)
     del params["linear"]
     call = {"position": None, "norm_first": True, "activation": torch.tanh}
-    module = interop.to_torch(params, **call).eval()
+    module = interop.to_torch(params, batch_first=True, **call).eval()
     x = random.normal(random.key(1), (2, 3, 4), dtype=torch.float64)
     ours = tinyfn.transformer(params, x, x, None, None, **call)
     torch.testing.assert_close(module(x, x), ours, rtol=1e-12, atol=1e-12)
@@ -282,7 +290,7 @@ ONE = torch.ones(1)
 )
 def test_a_weight_or_a_place_that_is_left_over_is_named(params, message):
     with pytest.raises(ValueError, match=f"^interop.to_torch: params must .*{message}"):
-        interop.to_torch(params, position=None)
+        interop.to_torch(params, batch_first=True, position=None)
 
 
 @pytest.mark.parametrize(
@@ -300,20 +308,20 @@ def test_a_weight_or_a_place_that_is_left_over_is_named(params, message):
 def test_an_option_that_torch_has_not_is_refused(options, message):
     params, keywords = interop.from_torch(whole({}))
     with pytest.raises(ValueError, match=f"^interop.to_torch: {message}"):
-        interop.to_torch(params, **{**keywords, **options})
+        interop.to_torch(params, batch_first=True, **{**keywords, **options})
 
 
 def test_a_default_that_torch_has_not_is_refused():
     params, _ = interop.from_torch(whole({}))
     with pytest.raises(ValueError, match="position must be None, got the function's own default"):
-        interop.to_torch(params)
+        interop.to_torch(params, batch_first=True)
 
 
 def test_stacks_in_each_others_place_are_refused():
     params, keywords = interop.from_torch(whole({}))
     swapped = {"encoder": params["decoder"], "decoder": params["encoder"]}
     with pytest.raises(ValueError, match="have an encoder without cross-attention, got Transf"):
-        interop.to_torch(swapped, **keywords)
+        interop.to_torch(swapped, batch_first=True, **keywords)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -322,4 +330,4 @@ def test_weights_of_two_kinds_are_refused():
     params["q_proj"]["weight"] = params["q_proj"]["weight"].double()
     for wrong in (params, {}, None):
         with pytest.raises(TypeError, match="params must hold weights of one dtype on one device"):
-            interop.to_torch(wrong)
+            interop.to_torch(wrong, batch_first=True)

@@ -24,14 +24,15 @@ NAME = "interop.to_torch"
 def to_torch(
     params: Params,
     *,
-    batch_first: bool = True,
+    batch_first: bool,
     enable_nested_tensor: bool = False,
     **options: Any,
 ) -> nn.Module:
     """The torch.nn module of params and of the keyword arguments that a function takes with them.
 
-    The inverse of `from_torch`: `to_torch(params, **options)` of what it returned has the weights
-    of its module, bit for bit. The names in the params say of which class it is.
+    The inverse of `from_torch`: `to_torch(params, batch_first=..., **options)` of what it returned
+    has the weights of its module, bit for bit. The names in the params say of which class it is;
+    the order of a sequence's axes they do not say.
 
     | params of | module |
     |---|---|
@@ -45,8 +46,10 @@ def to_torch(
 
     Args:
         params: Of one of the above.
-        batch_first: Whether the module's sequences are (batch, seq, features).
-        enable_nested_tensor: Of nn.TransformerEncoder, which then reads zeros for padding.
+        batch_first: Whether the module's sequences are (batch, seq, features), as here, or
+            (seq, batch, features), as torch's own default is.
+        enable_nested_tensor: Of nn.TransformerEncoder, which then reads zeros for padding; torch's
+            own default is True, and warns where layers cannot, such as those with `norm_first`.
         options: dropout_p, norm, activation, norm_first; what else a function takes, where it is
             as `from_torch` has it (`position=None`).
 

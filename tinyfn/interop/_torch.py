@@ -28,7 +28,8 @@ def from_torch(module: nn.Module) -> Converted:
 
     The params are copies. torch's modules look everywhere unless told otherwise, so the keyword
     arguments hold `self_mask=None` or `tgt_mask=None` where the function's own default is causal;
-    replace them to pass a mask. Sequences are (batch, seq, features) here, whatever `batch_first`.
+    replace them to pass a mask. Sequences are (batch, seq, features) here, whatever `batch_first`,
+    which is kept no more than `enable_nested_tensor` is.
 
     Args:
         module: One of the above; a mask of torch's is the inverse (`~`) of one here.
