@@ -220,6 +220,21 @@ def test_heads_without_a_function_are_refused(head):
         interop.from_hugging_face(made("Bert", head))
 
 
+@pytest.mark.parametrize("family", ["Bert", "DistilBert"])
+def test_choices_are_not_taken_for_classes_of_a_text(family):
+    model = made(family, "ForMultipleChoice")
+    said = rf"^interop.from_hugging_face: model must be of another class .*got {family}ForMul"
+    with pytest.raises(ValueError, match=said):
+        interop.from_hugging_face(model)
+    config = CONFIGS[family](num_labels=1, architectures=[f"{family}ForMultipleChoice"])
+    with pytest.raises(ValueError, match=r"config.architectures must name no \.\.\.ForMultiple"):
+        interop.from_hugging_face(model.state_dict(), config)
+    alone = made(family, "Model")  # loaded from such a file
+    interop.from_hugging_face(alone.state_dict(), config)
+    other = made(family, "ForSequenceClassification", architectures=config.architectures)
+    interop.from_hugging_face(other)
+
+
 TEXTS = (TOKENS,)
 DROPS = [
     ("Bert", "Model", TEXTS, ("hidden_dropout_prob", "attention_probs_dropout_prob")),

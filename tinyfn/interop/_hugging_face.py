@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tinyfn import _checks, tree
-from tinyfn.interop import _bart, _bert, _gpt2, _llama, _t5, _tables, _vit
+from tinyfn.interop import _bart, _bert, _gpt2, _llama, _t5, _tables, _texts, _vit
 from tinyfn.types import Params
 
 FAMILIES: dict[str, Callable[[Any, Collection[str]], _tables.Counterpart]] = {
@@ -78,7 +78,21 @@ def from_hugging_face(
         requirement, kind = "be a model of transformers or a state dict", _checks.kind_of(model)
         raise _checks.fail(TypeError, name, "model", requirement, kind, "Pass model.state_dict()")
     match = _counterpart(name, config, state)
+    _check_head(name, model, config, match)
     return _tables.read(name, match, state), match.options, match.function
+
+
+def _check_head(function: str, model: Any, config: Any, match: _tables.Counterpart) -> None:
+    """One class of each choice has the weights of classes of a text, and compares texts."""
+    given = isinstance(model, nn.Module)
+    kinds = [type(model).__name__] if given else getattr(config, "architectures", None) or ()
+    for kind in kinds:
+        if match.function is _texts.classify_text and kind.endswith("MultipleChoice"):
+            argument, requirement = "model", "be of another class than ...ForMultipleChoice"
+            remedy = "Load its weights into the ...ForSequenceClassification with num_labels=1"
+            if not given:
+                argument, requirement = "config.architectures", "name no ...ForMultipleChoice"
+            raise _checks.fail(ValueError, function, argument, requirement, kind, remedy)
 
 
 def to_hugging_face(params: Params, config: Any) -> dict[str, Tensor]:
