@@ -157,6 +157,18 @@ def test_params_without_token_types_refuse_them():
         function(params, TOKENS, None, None, TOKENS, **options)
 
 
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (2, 1), (2, 2, 6), ()])
+def test_token_types_of_another_shape_are_refused(shape):
+    params, options, function = interop.from_hugging_face(made("Bert", "Model"))
+    types = torch.zeros(shape, dtype=torch.long)
+    said = r"^encode_text: token_types must have the shape of tokens, \(2, 6\), got shape \("
+    with pytest.raises(ValueError, match=said):
+        function(params, TOKENS, None, None, types, **options)
+    f = partial(function, params, TOKENS[0], None, None, **options)
+    types = TOKENS % 2
+    close(torch.vmap(f)(types), torch.stack([f(x) for x in types]))
+
+
 def test_padding_before_a_text_is_not_counted():
     model = made("Roberta", "Model")
     params, options, function = interop.from_hugging_face(model)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tinyfn import _checks, tree
-from tinyfn.interop import _bart, _bert, _gpt2, _llama, _t5, _tables, _texts, _vit
+from tinyfn.interop import _bart, _bert, _gpt2, _llama, _options, _t5, _tables, _texts, _vit
 from tinyfn.types import Params
 
 FAMILIES: dict[str, Callable[[Any, Collection[str]], _tables.Counterpart]] = {
@@ -134,4 +134,7 @@ def _counterpart(function: str, config: Any, names: Collection[str]) -> _tables.
         raise _checks.fail(
             ValueError, function, "config.model_type", requirement, repr(kind), remedy
         )
-    return FAMILIES[kind](config, names)
+    try:
+        return FAMILIES[kind](config, names)
+    except _options.Refused as refused:
+        raise _checks.fail(ValueError, function, *refused.args) from None

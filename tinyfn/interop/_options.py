@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinyfn import _checks
 from tinyfn._attend import dot_product_attention
 from tinyfn._primitives import feed_forward
 from tinyfn.types import Activation, Attend, Key, Params
@@ -26,6 +25,10 @@ NEUTRAL = frozenset(
     "output_past prefix save_step".split()
 )
 """Options that say how a model is made, saved, called or trained; sizes, which the weights have."""
+
+
+class Refused(ValueError):
+    """A refusal, as argument, requirement, actual and remedy; whoever was called says its name."""
 
 
 def check(config: Any, read: Collection[str]) -> None:
@@ -64,10 +67,9 @@ def refuse(
     requirement: str,
     actual: object,
     remedy: str = "No function here reproduces it",
-) -> Exception:
+) -> Refused:
     """The error for an option of a config."""
-    function = "interop.from_hugging_face"
-    return _checks.fail(ValueError, function, f"config.{option}", requirement, actual, remedy)
+    return Refused(f"config.{option}", requirement, actual, remedy)
 
 
 def activation(config: Any, option: str) -> Activation:

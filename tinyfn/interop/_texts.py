@@ -40,7 +40,8 @@ def encode_text(
         tokens: Token ids.
         mask: True where a position may look, such as `masks.padding(lengths)`.
         key: Randomness for dropout; without it nothing is dropped.
-        token_types: Which part of a text each token is of; the first of them, if None.
+        token_types: Which part of a text each token is of, in the shape of `tokens`; the first of
+            them, if None.
         padding: The token that is not counted, where positions count from behind it (RoBERTa).
         norm: Of the embedding and the layers.
         embedding_dropout_p: Chance that a number of the normed embedding is dropped.
@@ -49,16 +50,24 @@ def encode_text(
     tables = _checks.part("encode_text", params, "embedding", "interop.from_hugging_face")
     embedding_key, encoder_key = random.split_or_none(key, 2)
     x = embedding(tables["token"], tokens)
+    _check_types(tables, tokens, token_types)
     if "token_type" in tables:
         first = tables["token_type"]["weight"][0]
         x = x + (first if token_types is None else embedding(tables["token_type"], token_types))
-    elif token_types is not None:
-        remedy = "Leave them out"
-        requirement, actual = "be None for params without token types", _checks.shape(token_types)
-        raise _checks.fail(ValueError, "encode_text", "token_types", requirement, actual, remedy)
     x = norm(tables["norm"], x + _numbered(tables["position"], tokens, padding))
     x = dropout(x, embedding_key, dropout_p=embedding_dropout_p)
     return encoder(params["encoder"], x, mask, encoder_key, norm=norm, **layer)
+
+
+def _check_types(tables: Params, tokens: Tensor, token_types: Tensor | None) -> None:
+    if token_types is None or ("token_type" in tables and token_types.shape == tokens.shape):
+        return
+    requirement, remedy = "be None for params without token types", "Leave them out"
+    if "token_type" in tables:
+        requirement = f"have the shape of tokens, {tuple(tokens.shape)}"
+        remedy = "Say of each token which part it is of, with expand where texts are alike"
+    actual = _checks.shape(token_types)
+    raise _checks.fail(ValueError, "encode_text", "token_types", requirement, actual, remedy)
 
 
 def _numbered(table: Params, tokens: Tensor, padding: int | None) -> Tensor:
