@@ -403,6 +403,38 @@ X = torch.ones(2, 3)
             ValueError,
             "positions.yarn: slow must be above 0, got 0.0. ",
         ),
+        *(
+            (
+                lambda theta=theta: positions.yarn(4, factor=2.0, max_len=8, theta=theta),
+                ValueError,
+                f"positions.yarn: theta must be above 1, got {theta}. At 1 every pair turns alike.",
+            )
+            for theta in (1.0, 0.5)
+        ),
+        *(
+            (
+                lambda short=short, long=long: positions.by_length(
+                    torch.tensor([2, 9]), short=short, long=long, max_len=3
+                ),
+                ValueError,
+                r"positions.by_length: long must have the shape of short, \(\d,\), got shape \(",
+            )
+            for short, long in (
+                (torch.ones(2), torch.ones(1)),
+                (torch.ones(1), torch.ones(2)),
+                (torch.ones(2), torch.ones(2, 2)),
+            )
+        ),
+        (
+            lambda: positions.by_length(9, short=torch.ones(()), long=torch.ones(()), max_len=3),
+            ValueError,
+            r"positions.by_length: short must have shape \(..., pairs\), got shape \(\).",
+        ),
+        (
+            lambda: positions.by_length(9, short=torch.ones(2), long=2.0, max_len=3),
+            TypeError,
+            "positions.by_length: long must be a floating tensor, got float 2.0.",
+        ),
         (
             lambda: positions.llama3(4, factor=-1.0, max_len=8),
             ValueError,

@@ -138,6 +138,15 @@ def test_a_linear_of_a_bias_only_has_the_tied_matrix():
             lambda: positions.relative_bias({"before": torch.ones(8, 2)}, 2, 2, max_distance=4),
             "max_distance must be at least 5, got 4",
         ),
+        *(
+            (
+                lambda after=after: positions.relative_bias(
+                    {"before": torch.ones(8, 2), "after": torch.ones(after)}, 9, 9
+                ),
+                r"params must have 'after' of the shape of 'before', \(8, 2\), got shape \(",
+            )
+            for after in ((4, 2), (9, 2), (8, 1), (8,))
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

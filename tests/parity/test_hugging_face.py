@@ -373,6 +373,15 @@ def test_weights_of_other_sizes_are_refused():
             "rope_parameters['beta_fast']",
             "be absent, got 3",
         ),
+        *(
+            (
+                LlamaConfig,
+                roped("longrope", **{f"{name}_factor": [1.0] * size}),
+                f"rope_parameters['{name}_factor']",
+                f"have one number for each pair of features, 3, got {size} of them",
+            )
+            for name, size in (("short", 1), ("long", 4))
+        ),
         (
             MistralConfig,
             {**LLAMA, "layer_types": ["full_attention"] * 2},

@@ -492,6 +492,30 @@ def test_images_agree(head, options, images):
     )
 
 
+OF_TEXTS = {
+    "encode_text": ("Model", ["embedding", "encoder"]),
+    "classify_text": ("ForSequenceClassification", ["pooler", "linear"]),
+    "classify_tokens": ("ForTokenClassification", ["linear"]),
+    "predict_masked": ("ForMaskedLM", ["transform", "transform_norm", "linear"]),
+}
+OF_VIT = {"encode_image": ["in_proj", "class_token", "encoder"], "classify_image": ["linear"]}
+EATEN = [("Bert", *places, TOKENS, name) for name, places in OF_TEXTS.items()]
+EATEN += [("ViT", "ForImageClassification", x, IMAGES, name) for name, x in OF_VIT.items()]
+
+
+@pytest.mark.parametrize(("family", "head", "names", "x", "eater"), EATEN)
+def test_a_part_that_is_missing_is_named(family, head, names, x, eater):
+    params, options, function = interop.from_hugging_face(made(family, head))
+    for name in names:
+        less = {other: part for other, part in params.items() if other != name}
+        with pytest.raises(ValueError, match=f"^{eater}: params must have '{name}', got .*from_hu"):
+            function(less, x, **options)
+    for name in ("token", "position", "norm") if eater == "encode_text" else ():
+        tables = {other: part for other, part in params["embedding"].items() if other != name}
+        with pytest.raises(ValueError, match=f"^encode_text: params must have '{name}', got .*"):
+            function({**params, "embedding": tables}, x, **options)
+
+
 def test_images_of_another_size_are_refused():
     params, options, function = interop.from_hugging_face(made("ViT", "ForImageClassification"))
     with pytest.raises(ValueError, match=r"image must have shape \(..., channels, 4, 9\), got"):

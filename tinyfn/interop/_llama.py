@@ -238,6 +238,12 @@ def _longrope(rope: Rope, head_dim: int, theta: float, max_len: int) -> dict[str
     if scale is None:
         scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(trained))
     usual = positions.frequencies(head_dim, theta=theta)
+    for name in ("short_factor", "long_factor"):
+        if len(rope[name]) != len(usual):
+            option, actual = f"rope_parameters['{name}']", f"{len(rope[name])} of them"
+            requirement = f"have one number for each pair of features, {len(usual)}"
+            remedy = "Pass the config that the weights were made with"
+            raise _options.refuse(option, requirement, actual, remedy)
     short, long = (
         usual / torch.tensor(rope[f"{name}_factor"], dtype=usual.dtype)
         for name in ("short", "long")

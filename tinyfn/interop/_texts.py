@@ -19,6 +19,8 @@ from tinyfn._primitives import dropout, embedding, layer_norm, linear
 from tinyfn._transformer import encoder
 from tinyfn.types import Activation, Key, Norm, Params
 
+_MAKER = "interop.from_hugging_face"
+
 
 def encode_text(
     params: Params,
@@ -47,16 +49,20 @@ def encode_text(
         embedding_dropout_p: Chance that a number of the normed embedding is dropped.
         layer: As in `encoder`.
     """
-    tables = _checks.part("encode_text", params, "embedding", "interop.from_hugging_face")
+    tables = _checks.part("encode_text", params, "embedding", _MAKER)
+    token, position, own_norm = (
+        _checks.part("encode_text", tables, name, _MAKER) for name in ("token", "position", "norm")
+    )
     embedding_key, encoder_key = random.split_or_none(key, 2)
-    x = embedding(tables["token"], tokens)
+    x = embedding(token, tokens)
     _check_types(tables, tokens, token_types)
     if "token_type" in tables:
         first = tables["token_type"]["weight"][0]
         x = x + (first if token_types is None else embedding(tables["token_type"], token_types))
-    x = norm(tables["norm"], x + _numbered(tables["position"], tokens, padding))
+    x = norm(own_norm, x + _numbered(position, tokens, padding))
     x = dropout(x, embedding_key, dropout_p=embedding_dropout_p)
-    return encoder(params["encoder"], x, mask, encoder_key, norm=norm, **layer)
+    stack = _checks.part("encode_text", params, "encoder", _MAKER)
+    return encoder(stack, x, mask, encoder_key, norm=norm, **layer)
 
 
 def _check_types(tables: Params, tokens: Tensor, token_types: Tensor | None) -> None:
@@ -105,11 +111,12 @@ def classify_text(
         head_dropout_p: Chance of a drop behind it.
         options: As in `encode_text`.
     """
+    pooler, head = (_checks.part("classify_text", params, x, _MAKER) for x in ("pooler", "linear"))
     key, first_key, head_key = random.split_or_none(key, 3)
     x = first_pool(encode_text(params, tokens, mask, key, token_types, **options))
-    x = linear(params["pooler"], dropout(x, first_key, dropout_p=first_dropout_p))
+    x = linear(pooler, dropout(x, first_key, dropout_p=first_dropout_p))
     x = dropout(pool_activation(x), head_key, dropout_p=head_dropout_p)
-    return linear(params["linear"], x)
+    return linear(head, x)
 
 
 def classify_tokens(
@@ -133,9 +140,10 @@ def classify_tokens(
         head_dropout_p: Chance that a feature is dropped before the linear map.
         options: As in `encode_text`.
     """
+    head = _checks.part("classify_tokens", params, "linear", _MAKER)
     key, head_key = random.split_or_none(key, 2)
     x = encode_text(params, tokens, mask, key, token_types, **options)
-    return linear(params["linear"], dropout(x, head_key, dropout_p=head_dropout_p))
+    return linear(head, dropout(x, head_key, dropout_p=head_dropout_p))
 
 
 def predict_masked(
@@ -162,6 +170,10 @@ def predict_masked(
         head_activation: Of the transform.
         options: As in `encode_text`.
     """
+    transform, own_norm, head = (
+        _checks.part("predict_masked", params, name, _MAKER)
+        for name in ("transform", "transform_norm", "linear")
+    )
     x = encode_text(params, tokens, mask, key, token_types, norm=norm, **options)
-    x = norm(params["transform_norm"], head_activation(linear(params["transform"], x)))
-    return linear({**params["embedding"]["token"], **params["linear"]}, x)
+    x = norm(own_norm, head_activation(linear(transform, x)))
+    return linear({**params["embedding"]["token"], **head}, x)

@@ -53,9 +53,14 @@ def encode_image(
         height=patch_size[0],
         width=patch_size[1],
     )
-    x = linear(params["in_proj"], patches)
-    token = params["class_token"]["weight"].expand(*x.shape[:-2], 1, x.shape[-1])
-    return encoder(params["encoder"], torch.cat([token, x], dim=-2), mask, key, **options)
+    in_proj, first, stack = (
+        _checks.part("encode_image", params, name, "interop.from_hugging_face")
+        for name in ("in_proj", "class_token", "encoder")
+    )
+    x = linear(in_proj, patches)
+    token = _checks.part("encode_image", first, "weight", "interop.from_hugging_face")
+    token = token.expand(*x.shape[:-2], 1, x.shape[-1])
+    return encoder(stack, torch.cat([token, x], dim=-2), mask, key, **options)
 
 
 def _check_image(image: Tensor, size: Sizes) -> None:
@@ -78,7 +83,8 @@ def classify_image(
         key: Randomness for dropout; without it nothing is dropped.
         options: As in `encode_image`.
     """
-    return linear(params["linear"], first_pool(encode_image(params, image, mask, key, **options)))
+    head = _checks.part("classify_image", params, "linear", "interop.from_hugging_face")
+    return linear(head, first_pool(encode_image(params, image, mask, key, **options)))
 
 
 _OURS, _THEIRS = "encoder.layers.{layer}", "vit.layers.{layer}"

@@ -114,13 +114,14 @@ def yarn(
         head_dim: Width of a head.
         factor: How many times longer texts become.
         max_len: The length of training.
-        theta: As in `frequencies`.
+        theta: As in `frequencies`; above 1.
         fast: Pairs that turn more often than this within `max_len` are left.
         slow: Pairs that turn less often than this are divided.
         whole: Whether the two bounds are rounded outwards to whole pairs.
 
     Raises:
-        ValueError: A size is too small or odd, or another number is not above 0.
+        ValueError: A size is too small or odd, `theta` is not above 1, or another number not
+            above 0.
 
     Example:
         >>> yarn(4, factor=4.0, max_len=32)
@@ -131,6 +132,9 @@ def yarn(
     usual = _powers("yarn", head_dim, theta)
     _checks.at_least("positions.yarn", "max_len", max_len)
     _check_factor("yarn", factor=factor, fast=fast, slow=slow)
+    if not theta > 1:
+        remedy = "At 1 every pair turns alike"
+        raise _checks.fail(ValueError, "positions.yarn", "theta", "be above 1", theta, remedy)
 
     def pair(turns: float) -> float:
         """The pair that turns so often within max_len, between two pairs as a rule."""
@@ -198,8 +202,11 @@ def by_length(
     Args:
         length: How many positions there are; one number for each example, if a tensor.
         short: Up to `max_len`.
-        long: Beyond it.
+        long: Beyond it; as many.
         max_len: The length of training.
+
+    Raises:
+        ValueError: `short` and `long` are not of one shape.
 
     Example:
         >>> both = {"short": frequencies(4), "long": frequencies(4) / 2}
@@ -208,6 +215,13 @@ def by_length(
 
     Reference: Ding et al., "LongRoPE", 2024, arXiv 2402.13753.
     """
+    for name, given in (("short", short), ("long", long)):
+        _checks.floating("positions.by_length", name, given)
+        _checks.axes("positions.by_length", name, given, "pairs")
+    if long.shape != short.shape:
+        requirement, actual = f"have the shape of short, {tuple(short.shape)}", _checks.shape(long)
+        remedy = "Make both with one head_dim"
+        raise _checks.fail(ValueError, "positions.by_length", "long", requirement, actual, remedy)
     if not isinstance(length, Tensor):
         return long if length > max_len else short
     beyond = (length > max_len).unsqueeze(-1)

@@ -146,9 +146,17 @@ def _by_distance(params: Params, q_at: Tensor, kv_at: Tensor, max_distance: int)
     behind = q_at.unsqueeze(-1) - kv_at.unsqueeze(-2)
     row = _bucket(behind.abs() if "after" in params else behind.clamp(min=0), buckets, max_distance)
     if "after" in params:
+        _check_after(before, params["after"])
         before = torch.cat([before, params["after"]])
         row = torch.where(behind < 0, row + buckets, row)
     return rearrange(before[row], "... q_seq kv_seq heads -> ... heads q_seq kv_seq")
+
+
+def _check_after(before: Tensor, after: Tensor) -> None:
+    if after.shape != before.shape:
+        requirement = f"have 'after' of the shape of 'before', {tuple(before.shape)}"
+        actual, remedy = _checks.shape(after), "Make them with positions.init_relative"
+        raise _checks.fail(ValueError, "positions.relative", "params", requirement, actual, remedy)
 
 
 def _bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
