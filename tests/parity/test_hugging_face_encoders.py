@@ -516,6 +516,39 @@ def test_a_part_that_is_missing_is_named(family, head, names, x, eater):
             function({**params, "embedding": tables}, x, **options)
 
 
+PUBLISHED_VIT = {
+    "layers.": "encoder.layer.",
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+
+
+@pytest.mark.parametrize(("head", "options", "images"), OF_IMAGES)
+def test_the_older_names_of_an_image_model_are_read(head, options, images):
+    model = made("ViT", head, **options)
+    state = {}
+    for name, weight in model.state_dict().items():
+        for new, old in PUBLISHED_VIT.items():
+            name = name.replace(new, old)
+        state[name] = weight
+    assert {name.partition("layer.0.")[2] for name in state} >= {
+        "attention.attention.query.weight",
+        "attention.output.dense.bias",
+        "intermediate.dense.weight",
+        "output.dense.weight",
+        "layernorm_before.weight",
+    }
+    params, keywords, function = interop.from_hugging_face(state, model.config)
+    close(function(params, images, **keywords), model(images)[0])
+    state[f"{'' if head == 'Model' else 'vit.'}layers.0.mlp.fc1.weight"] = torch.ones(1)
+    with pytest.raises(ValueError, match=r"no place for (vit\.)?layers\.0\.mlp\.fc1\.weight"):
+        interop.from_hugging_face(state, model.config)
+
+
 def test_images_of_another_size_are_refused():
     params, options, function = interop.from_hugging_face(made("ViT", "ForImageClassification"))
     with pytest.raises(ValueError, match=r"image must have shape \(..., channels, 4, 9\), got"):

@@ -99,7 +99,8 @@ def to_hugging_face(params: Params, config: Any) -> dict[str, Tensor]:
     """The state dict of a model of transformers: what `from_hugging_face` reads, written back.
 
     A weight that is tied there stands under each of its names. Gradients by the params are
-    gradients by the weights in the same way.
+    gradients by the weights in the same way. A ViT has the names of today's transformers, also
+    where it was read under the older ones that its file has.
 
     Args:
         params: As `from_hugging_face` gives them.

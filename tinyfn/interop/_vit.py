@@ -87,9 +87,27 @@ def classify_image(
     return linear(head, first_pool(encode_image(params, image, mask, key, **options)))
 
 
-_OURS, _THEIRS = "encoder.layers.{layer}", "vit.layers.{layer}"
-_LOOKING = {f"{_OURS}.self_attention.{x}_proj": f"{_THEIRS}.attention.{x}_proj" for x in "qkv"}
-_TABLE = (
+_LAYER = {
+    "self_attention.q_proj": "attention.q_proj",
+    "self_attention.k_proj": "attention.k_proj",
+    "self_attention.v_proj": "attention.v_proj",
+    "self_attention.out_proj": "attention.o_proj",
+    "self_attention_norm": "layernorm_before",
+    "feed_forward.up_proj": "mlp.fc1",
+    "feed_forward.down_proj": "mlp.fc2",
+    "feed_forward_norm": "layernorm_after",
+}
+_PUBLISHED = _LAYER | {
+    "self_attention.q_proj": "attention.attention.query",
+    "self_attention.k_proj": "attention.attention.key",
+    "self_attention.v_proj": "attention.attention.value",
+    "self_attention.out_proj": "attention.output.dense",
+    "feed_forward.up_proj": "intermediate.dense",
+    "feed_forward.down_proj": "output.dense",
+}
+"""The names of older versions, which the files still have."""
+
+_EDGES = (
     Line("class_token.weight", "vit.embeddings.cls_token", "1 1 features -> features"),
     Line(
         "encoder.position.weight",
@@ -102,17 +120,22 @@ _TABLE = (
         "features channels height width -> features (channels height width)",
     ),
     Line("in_proj.bias", "vit.embeddings.patch_embeddings.projection.bias"),
-    *parts(
-        {
-            f"{_OURS}.self_attention.out_proj": f"{_THEIRS}.attention.o_proj",
-            f"{_OURS}.self_attention_norm": f"{_THEIRS}.layernorm_before",
-            f"{_OURS}.feed_forward.up_proj": f"{_THEIRS}.mlp.fc1",
-            f"{_OURS}.feed_forward.down_proj": f"{_THEIRS}.mlp.fc2",
-            f"{_OURS}.feed_forward_norm": f"{_THEIRS}.layernorm_after",
-            "encoder.final_norm": "vit.layernorm",
-        }
-    ),
+    *parts({"encoder.final_norm": "vit.layernorm"}),
 )
+
+
+def _table(names: Collection[str], *, qkv_bias: bool) -> tuple[Line, ...]:
+    """The lines of a model without its head, by the names that its weights have."""
+    layer, stack = _LAYER, "vit.layers"
+    if any("encoder.layer." in name for name in names):
+        layer, stack = _PUBLISHED, "vit.encoder.layer"
+    lines = _EDGES
+    for ours, theirs in layer.items():
+        bias = qkv_bias or not ours.endswith(("q_proj", "k_proj", "v_proj"))
+        line = {f"encoder.layers.{{layer}}.{ours}": f"{stack}.{{layer}}.{theirs}"}
+        lines += parts(line, bias=bias)
+    return lines
+
 
 _READ = frozenset(
     "attention_probs_dropout_prob hidden_act hidden_dropout_prob hidden_size image_size "
@@ -150,7 +173,7 @@ def vit(config: Any, names: Collection[str]) -> Counterpart:
     counts = {"layer": config.num_hidden_layers}
     sizes = {"heads": heads, "head_dim": config.hidden_size // heads}
     sizes |= {"height": patch[0], "width": patch[1]}
-    table = (*_TABLE, *parts(_LOOKING, bias=config.qkv_bias))
+    table = _table(names, qkv_bias=config.qkv_bias)
     if {"classifier.weight", "linear.weight"}.isdisjoint(names):
         pooled = not {"pooler.dense.weight", "pooler.weight"}.isdisjoint(names)
         table = bare(table, "", "vit.")
