@@ -42,6 +42,7 @@ def from_hugging_face(
     | their ForSequenceClassification, ForTokenClassification, ForMaskedLM | the same |
     | ViTForImageClassification, ViTModel | f(params, image, mask, key) |
 
+    Functions that are given as `f` here, of texts and images, are reached through this result only.
     The keyword arguments of a model that decodes are those of caches and generation too. A sliding
     window is among them as `self_mask`; combine it with others by `&`. Dropout needs a `key`.
 
