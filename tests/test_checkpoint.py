@@ -403,6 +403,16 @@ def test_shards_of_transformers_are_read_and_what_is_saved_goes_back(tmp_path):
     assert alike_flat(back.state_dict(), model.state_dict())
 
 
+def test_a_file_is_made_as_open_makes_it(tmp_path):
+    checkpoint.save(tmp_path / "a", PARAMS)
+    file = checkpoint.File(tmp_path / "a", "cpu", torch.float64)
+    opened = checkpoint.open(tmp_path / "a", "cpu", torch.float64)
+    assert same(file.read(), opened.read())
+    for make in (checkpoint.File, checkpoint.open):
+        with pytest.raises(FileNotFoundError, match=r"^checkpoint\.open: path must be a file, got"):
+            make(tmp_path / "none")
+
+
 def test_shards_that_are_missing_are_listed(tmp_path):
     index, (first, second, *_) = in_shards(tmp_path, init_encoder(random.key(0), 8, 2, 16, 2))
     first.unlink()

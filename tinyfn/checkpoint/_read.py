@@ -52,7 +52,7 @@ def load(
         Traceback (most recent call last):
         FileNotFoundError: checkpoint.load: path must be a file, got 'none.safetensors'. ...
     """
-    file = File("checkpoint.load", path, device, dtype)
+    file = File(path, device, dtype, _function="checkpoint.load")
     if like is not None:
         compare("checkpoint.load", "path", file._leaves, like)
     return file.read(), file.metadata
@@ -85,7 +85,7 @@ def open(
         >>> file.names("layers")
         ['layers.0', 'layers.1', 'layers.2']
     """
-    return File("checkpoint.open", path, device, dtype)
+    return File(path, device, dtype)
 
 
 class File:
@@ -94,7 +94,6 @@ class File:
     Nothing stays open. A file that was replaced since is refused.
 
     Args:
-        function: Whose errors they are.
         path: A safetensors file, or an index.
         device: Where what is read shall be.
         dtype: Of the floating leaves.
@@ -111,11 +110,13 @@ class File:
 
     def __init__(
         self,
-        function: str,
         path: str | Path,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        _function: str = "checkpoint.open",
     ) -> None:
+        function = _function
         self._function, self._device, self._dtype = function, device, dtype
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             remedy = "Pass one such as torch.bfloat16; other leaves keep theirs"
