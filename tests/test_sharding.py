@@ -1,5 +1,6 @@
 """More devices, the same numbers; what does not fit is said."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -26,9 +27,10 @@ from tinyfn import (
     tree,
 )
 from tinyfn.__main__ import main
-from tinyfn.pronunciation import data
+from tinyfn.pronunciation import data, parallel, train
 
 TESTS = Path(__file__).parent
+PLAN = dataclasses.replace(sharded_training.PLAN, dtype="float32")
 
 
 @pytest.fixture
@@ -117,8 +119,8 @@ def test_a_killed_process_ends_the_run_in_one_sentence_and_another_goes_on(
     assert "got one lost after step 3" in line
     assert "Start them again with --resume: they go on from the last checkpoint." in line
     (whole,) = (tmp_path / "run" / "checkpoint").glob("step-*/.metadata")
-    assert whole.parent.name == "step-000000002"
-    part = whole.parents[1] / "step-000000003"  # as of one who was killed while writing
+    assert whole.parent.name == "step-000000002-001"
+    part = whole.parents[1] / "step-000000003-001"  # as of one who was killed while writing
     part.mkdir()
     (part / "training.json").write_text("{}")
     monkeypatch.setattr(data, "load", lambda: sharded_training.DICTIONARY)
@@ -127,6 +129,42 @@ def test_a_killed_process_ends_the_run_in_one_sentence_and_another_goes_on(
     capsys.readouterr()
     found = json.loads((tmp_path / "run" / "weights.json").read_text())
     assert (found["steps"], len(found["mean_losses"])) == (5, 5)
+
+
+@pytest.fixture
+def begun(one):
+    """A run of this process alone, over a mesh."""
+    return train.start(PLAN, mesh=one("data"))
+
+
+def assert_resumes(path, state):
+    again, plan = train.resume(path, mesh=state.mesh)
+    assert plan == PLAN
+    assert again.step == state.step
+    pairs = zip(tree.leaves(again.params), tree.leaves(state.params), strict=True)
+    assert all(torch.equal(a.to_local(), b.to_local()) for a, b in pairs)
+
+
+def test_a_step_saved_again_is_whole_at_every_moment(tmp_path, begun, monkeypatch):
+    train.save(tmp_path, begun, PLAN)
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parallel.state_dict_saver, "save", killed)
+        train.save(tmp_path, begun, PLAN)
+    assert_resumes(tmp_path, begun)
+    train.save(tmp_path, begun, PLAN)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert_resumes(tmp_path, begun)
+
+
+def test_a_run_saved_over_another_at_the_same_step_is_the_one_that_is_found(tmp_path, begun):
+    train.save(tmp_path, begun, PLAN)
+    other = train.start(dataclasses.replace(PLAN, seed=1), mesh=begun.mesh)
+    train.save(tmp_path, other, PLAN)
+    assert_resumes(tmp_path, other)
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -69,19 +69,26 @@ def together(state: Any) -> Iterator[None]:
 def save(folder: Path, state: Any, rest: dict[str, Any]) -> None:
     """Writes a checkpoint into a folder of its own, and then removes those before.
 
-    torch writes `.metadata` last: a checkpoint without it is not whole.
+    torch writes `.metadata` last: a checkpoint without it is not whole. A second one of the same
+    step has a folder of its own too, for until it is whole only the first is.
     """
-    own = folder / f"step-{state.step:09}"
-    if dist.get_rank() == 0:
-        own.mkdir(parents=True, exist_ok=True)
-        (own / ".metadata").unlink(missing_ok=True)
+    first = dist.get_rank() == 0
+    name = f"step-{state.step:09}"
+    own = folder / f"{name}-{largest(_next(folder, name) if first else 0, state.mesh):03}"
+    if first:
+        own.mkdir(parents=True)
         (own / REST).write_text(json.dumps(rest))
     dist.barrier()
     state_dict_saver.save(_tensors(state), checkpoint_id=own)
-    if dist.get_rank() == 0:
+    if first:
         for other in folder.glob("step-*"):
             if other != own:
                 shutil.rmtree(other)
+
+
+def _next(folder: Path, name: str) -> int:
+    taken = (int(path.name[-3:]) for path in folder.glob(f"{name}-[0-9][0-9][0-9]"))
+    return 1 + max(taken, default=0)
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
