@@ -13,6 +13,7 @@ import communication
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import sharded
@@ -36,7 +37,9 @@ PLAN = dataclasses.replace(sharded_training.PLAN, dtype="float32")
 @pytest.fixture
 def one():
     """A mesh of this process alone, along any axes."""
+    before = torch.get_float32_matmul_precision()  # the command line sets it
     yield lambda *names: sharding.mesh(**dict.fromkeys(names, 1))
+    torch.set_float32_matmul_precision(before)
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -165,6 +168,60 @@ def test_a_run_saved_over_another_at_the_same_step_is_the_one_that_is_found(tmp_
     other = train.start(dataclasses.replace(PLAN, seed=1), mesh=begun.mesh)
     train.save(tmp_path, other, PLAN)
     assert_resumes(tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        dist.DistBackendError("NCCL communicator was aborted"),
+        dist.DistNetworkError("no route"),
+        dist.DistStoreError(),
+        RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:1234\nmore"),
+        RuntimeError("Read error [127.0.0.1]:1234: Connection reset by peer"),
+        RuntimeError("Timed out waiting 1800000ms for recv operation to complete"),
+    ],
+)
+def test_a_lost_process_is_said(begun, error):
+    said = r"^train: all processes must live to the end, got one lost after step 0 \(.+\)\. Start"
+    with pytest.raises(ConnectionError, match=said), parallel.together(begun):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        NotImplementedError("no such operator"),
+        RuntimeError("shape '[3]' is invalid for input of size 4"),
+        RuntimeError(),
+    ],
+)
+def test_other_errors_come_through_as_they_are(begun, error):
+    with pytest.raises(type(error)) as raised, parallel.together(begun):
+        raise error
+    assert raised.value is error
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path, begun, monkeypatch):
+    def full(*arguments, **options):
+        raise CheckpointException("", {0: (OSError("No space left on device"), None)})
+
+    monkeypatch.setattr(parallel.state_dict_saver, "save", full)
+    said = r"^train: all processes must write .* of step 0, got No space left on device\. See to"
+    with pytest.raises(OSError, match=said), parallel.together(begun):
+        train.save(tmp_path, begun, PLAN)
+
+
+@pytest.mark.parametrize("file", [".metadata", "training.json", "__0_0.distcp"])
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(file.read_bytes()[:9]), None])
+def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path, begun, capsys, file, damage):
+    train.save(tmp_path / train.SHARDED_CHECKPOINT, begun, PLAN)
+    (found,) = tmp_path.glob(f"*/*/{file}")
+    (damage or Path.unlink)(found)
+    assert main(["train", "--resume", "--parallel", "data", "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    whole = "a whole checkpoint" if damage is None and file == ".metadata" else "a checkpoint whose"
+    assert line.startswith(f"train: --resume must find {whole}")
 
 
 @pytest.mark.parametrize("world", [2, 4])

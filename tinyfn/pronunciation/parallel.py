@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,17 +54,40 @@ def together(state: Any) -> Iterator[None]:
     try:
         with sharding.on_mesh():
             yield
-    except (RuntimeError, CheckpointException) as error:
-        if state.mesh.size() == 1:
+    except CheckpointException as error:
+        raise _checks.fail(
+            OSError,
+            "train",
+            "all processes",
+            f"write their parts of the checkpoint of step {state.step}",
+            _said(error),
+            "See to the disk, then start them again with --resume",
+        ) from error
+    except RuntimeError as error:
+        if not _lost(error):
             raise
         raise _checks.fail(
             ConnectionError,
             "train",
             "all processes",
             "live to the end",
-            f"one lost after step {state.step} ({str(error).splitlines()[0]})",
+            f"one lost after step {state.step} ({_said(error)})",
             "Start them again with --resume: they go on from the last checkpoint",
         ) from error
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether another process does not answer; gloo raises plain RuntimeErrors."""
+    kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+    said = r"connection (closed|reset|refused)|broken pipe|timed out|timeout"
+    return isinstance(error, kinds) or re.search(said, str(error), re.IGNORECASE) is not None
+
+
+def _said(error: BaseException) -> str:
+    """The first line of an error, or of the first of many processes' errors."""
+    if isinstance(error, CheckpointException):
+        error = next((found for found, _ in error.failures.values()), error)
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def save(folder: Path, state: Any, rest: dict[str, Any]) -> None:
@@ -124,10 +148,35 @@ def newest(folder: Path) -> Path:
 
 
 def rest(found: Path) -> dict[str, Any]:
-    """What a checkpoint knows beside tensors."""
-    return json.loads((found / REST).read_text())
+    """What a checkpoint knows beside tensors.
+
+    Raises:
+        ValueError: Its file is damaged.
+    """
+    try:
+        return json.loads((found / REST).read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(found, error) from error
 
 
 def load(found: Path, state: Any) -> None:
-    """Fills a state from a checkpoint, whatever the mesh that wrote it."""
-    state_dict_loader.load(_tensors(state), checkpoint_id=found)
+    """Fills a state from a checkpoint, whatever the mesh that wrote it.
+
+    Raises:
+        ValueError: A file of the checkpoint is damaged.
+    """
+    try:
+        state_dict_loader.load(_tensors(state), checkpoint_id=found)
+    except CheckpointException as error:
+        raise _damaged(found, error) from error
+
+
+def _damaged(found: Path, error: BaseException) -> ValueError:
+    return _checks.fail(
+        ValueError,
+        "train",
+        "--resume",
+        "find a checkpoint whose files are whole",
+        f"{str(found)!r} ({_said(error)})",
+        "Start another run with another --out",
+    )
