@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import subprocess
@@ -86,6 +87,15 @@ def cases():
             yield from ((world, plan, case) for case in sharded.wanted(world, plan))
 
 
+def test_nan_is_no_small_difference_and_other_shapes_are_none():
+    one = [torch.zeros(2), torch.zeros(3)]
+    assert sharded.difference(one, [torch.zeros(2), torch.tensor([0.0, -2.0, 1.0])]) == 2
+    assert math.isnan(sharded.difference(one, [torch.zeros(2), torch.tensor([0.0, math.nan, 1])]))
+    assert math.isnan(sharded.difference(one, [torch.full((2,), math.nan), torch.zeros(3)]))
+    with pytest.raises(AssertionError):
+        sharded.difference(one, [torch.zeros(2), torch.zeros(())])
+
+
 @pytest.mark.parametrize(("world", "plan", "case"), list(cases()))
 def test_many_processes_find_what_one_does(world, plan, case):
     assert found(world)[plan][case] < 1e-10
@@ -154,9 +164,10 @@ def test_a_step_saved_again_is_whole_at_every_moment(tmp_path, begun, monkeypatc
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(parallel.state_dict_saver, "save", killed)
-        train.save(tmp_path, begun, PLAN)
+        with pytest.raises(KeyboardInterrupt):
+            train.save(tmp_path, begun, PLAN)
     assert_resumes(tmp_path, begun)
     train.save(tmp_path, begun, PLAN)
     assert len(list(tmp_path.iterdir())) == 1
@@ -303,6 +314,25 @@ def test_an_axis_of_length_one_stays_whole(one):
     with sharding.on_mesh():
         found = attention(sharding.shard(params, sharding.plan(params, mesh)), x, x, x)
         assert found.flatten(0, 1).shape == (3, 8)
+
+
+def test_on_mesh_within_itself_ends_only_itself(one):
+    mesh = one("data")
+    params = {"weight": torch.ones(2, 2)}
+    weight = sharding.shard(params, sharding.plan(params, mesh))["weight"]
+
+    def product():
+        return sharding.gather(weight @ torch.ones(2, 2)).sum()
+
+    with sharding.on_mesh():
+        with sharding.on_mesh():
+            assert product() == 8
+        assert product() == 8
+        with pytest.raises(ZeroDivisionError), sharding.on_mesh():
+            raise ZeroDivisionError
+        assert product() == 8
+    with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
+        product()
 
 
 def test_sharding_and_gathering_gives_the_params_again(one):
