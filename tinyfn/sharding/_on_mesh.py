@@ -50,7 +50,7 @@ class _Repairs(TorchDispatchMode):
         if _levels.forward_mode() and any(issubclass(kind, DTensor) for kind in types):
             raise _checks.fail(
                 NotImplementedError,
-                "on_mesh",
+                "sharding.on_mesh",
                 "derivatives of DTensors",
                 "be of reverse mode",
                 "forward mode (jvp, jacfwd or hessian), which torch lacks for them",
