@@ -144,6 +144,27 @@ def test_a_killed_process_ends_the_run_in_one_sentence_and_another_goes_on(
     assert (found["steps"], len(found["mean_losses"])) == (5, 5)
 
 
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_every_process_touches_its_own_device_and_no_other(monkeypatch, capsys, name):
+    touched = []
+
+    def zeros(*sizes, device):
+        touched.append(device)
+        raise RuntimeError("this is as far as a machine without one goes")
+
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.accelerator, "set_device_index", touched.append)
+    monkeypatch.setattr(torch, "zeros", zeros)
+    assert main(["train", "--device", name, "--parallel", "data"]) == 2
+    assert touched == [3, torch.device("cuda", 3)]
+    assert "DEVICE must be one that is here" in capsys.readouterr().err
+
+
+def test_processes_without_devices_share_the_cpu(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert parallel.device(torch.device("cpu")) == torch.device("cpu")
+
+
 @pytest.fixture
 def begun(one):
     """A run of this process alone, over a mesh."""
@@ -246,6 +267,8 @@ def test_a_step_keeps_placements(world):
 def test_forward_mode_is_refused_by_name(world):
     said = [v for rows in found(world).values() for name, v in rows.items() if "jvp" in name]
     assert len(said) == 4 * len(sharded.PLANS[world])
+    start = "sharding.on_mesh: derivatives of DTensors must"
+    assert all(v.startswith(start) for v in said)
     assert all("got forward mode (jvp, jacfwd or hessian), which torch lacks" in v for v in said)
 
 
@@ -353,17 +376,17 @@ def test_sharding_and_gathering_gives_the_params_again(one):
     [
         (
             init_attention(random.key(0), 12, 6, num_kv_heads=6),
-            "plan: heads of q_proj.weight must divide among the 4 processes of the axis 'tensor', "
-            "got 6. Choose a multiple of 4 heads, or one of [1, 2, 3, 6] processes.",
+            "sharding.plan: heads of q_proj.weight must divide among the 4 processes of the axis "
+            "'tensor', got 6. Choose a multiple of 4 heads, or one of [1, 2, 3, 6] processes.",
         ),
         (
             init_attention(random.key(0), 8, 4, num_kv_heads=2),
-            "plan: heads of k_proj.weight must divide among the 4 processes of the axis 'tensor', "
-            "got 2. Choose a multiple of 4 heads, or one of [1, 2] processes.",
+            "sharding.plan: heads of k_proj.weight must divide among the 4 processes of the axis "
+            "'tensor', got 2. Choose a multiple of 4 heads, or one of [1, 2] processes.",
         ),
         (
             init_feed_forward(random.key(0), 8, 9),
-            "plan: hidden of up_proj.weight must divide among the 4 processes of the axis "
+            "sharding.plan: hidden of up_proj.weight must divide among the 4 processes of the axis "
             "'tensor', got 9. Choose a multiple of 4 hidden, or one of [1, 3, 9] processes.",
         ),
     ],
@@ -376,8 +399,8 @@ def test_what_does_not_divide_is_said_with_sizes_that_do(many, params, message):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.ones(3, 2), "place: batch must divide among 2 processes, got 3. Pad it to a mul"),
-        (torch.ones(2, 3), "place: seq must divide among 2 processes, got 3. Pad it to a multip"),
+        (torch.ones(3, 2), "sharding.place: batch must divide among 2 processes, got 3. Pad it to"),
+        (torch.ones(2, 3), "sharding.place: seq must divide among 2 processes, got 3. Pad it to a"),
     ],
 )
 def test_inputs_that_do_not_divide_are_said(many, x, message):
@@ -386,19 +409,25 @@ def test_inputs_that_do_not_divide_are_said(many, x, message):
 
 
 def test_meshes_that_make_no_sense_are_said(many):
-    with pytest.raises(ValueError, match=r"mesh: the mesh must have axes named data, .*'model'"):
+    with pytest.raises(
+        ValueError, match=r"^sharding\.mesh: the mesh must have axes named data, .*'model'"
+    ):
         sharding.mesh(model=2)
-    with pytest.raises(ValueError, match=r"the mesh must have axes named .*, got none. Name each"):
+    with pytest.raises(
+        ValueError, match=r"^sharding\.mesh: the mesh must have axes named .*, got none. Name each"
+    ):
         sharding.mesh()
-    with pytest.raises(ValueError, match=r"mesh: data must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^sharding\.mesh: data must be at least 1, got 0"):
         sharding.mesh(data=0)
     many(data=2, tensor=2)
-    with pytest.raises(ValueError, match=r"mesh: sizes must multiply to the number of processes"):
+    with pytest.raises(
+        ValueError, match=r"^sharding\.mesh: sizes must multiply to the number of processes"
+    ):
         sharding.mesh(data=3)
     unnamed = dist.device_mesh.init_device_mesh("cpu", (4,))
-    with pytest.raises(ValueError, match=r"plan: the mesh must have axes named"):
+    with pytest.raises(ValueError, match=r"^sharding\.plan: the mesh must have axes named"):
         sharding.plan({"w": torch.ones(4)}, unnamed)
-    with pytest.raises(ValueError, match=r"place: the mesh must have axes named"):
+    with pytest.raises(ValueError, match=r"^sharding\.place: the mesh must have axes named"):
         sharding.place(torch.ones(4), unnamed)
 
 

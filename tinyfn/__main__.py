@@ -95,7 +95,7 @@ def _count(text: str) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    device = _device(options.device)
+    device = _device(options.device, options.parallel)
     torch.set_float32_matmul_precision("medium")  # on a CPU oneDNN's products, no less exact
     mesh = _mesh(options.parallel, device)
     found = train.resume(_checkpoint(options), device, mesh) if options.resume else None
@@ -163,9 +163,13 @@ def _limited(sides: dict[str, data.Dictionary], limit: int | None) -> dict[str, 
     return {name: dict(list(words.items())[:limit]) for name, words in sides.items()}
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, kind: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
+        if kind is not None:
+            from tinyfn.pronunciation import parallel
+
+            device = parallel.device(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise _checks.fail(

@@ -23,6 +23,15 @@ from tinyfn.pronunciation.data import Batch, Tokens
 REST = "training.json"
 
 
+def device(kind: torch.device) -> torch.device:
+    """The one of its kind that is this process's own, and from here on the one it uses."""
+    if kind.type == "cpu":
+        return kind
+    own = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
+    torch.accelerator.set_device_index(own.index)
+    return own
+
+
 def mesh(kind: str, device: torch.device) -> DeviceMesh:
     """All processes along one axis: "data", "full" or "tensor"."""
     return sharding.mesh(device.type, **{kind: int(os.environ.get("WORLD_SIZE", "1"))})
