@@ -168,8 +168,10 @@ def wanted(world, plan):
 
 
 def difference(one, many):
-    pairs = zip(tree.leaves(one), tree.leaves(sharding.gather(many)), strict=True)
-    return max((a - b).abs().max().item() for a, b in pairs)
+    """The largest distance of any elements, or NaN where one is NaN."""
+    pairs = list(zip(tree.leaves(one), tree.leaves(sharding.gather(many)), strict=True))
+    assert all(a.shape == b.shape for a, b in pairs)
+    return torch.stack([(a - b).detach().abs().max() for a, b in pairs]).max().item()
 
 
 def found(world, plan):
@@ -214,8 +216,7 @@ def adapter(wrap, world):
     x = random.normal(random.key(8), (4, 3, 8)).chunk(world)[dist.get_rank()]
     whole = random.normal(random.key(8), (4, 3, 8))
     many, one = (trained(wrap, x), trained(lambda module: module, whole))
-    pairs = zip(many, one, strict=True)
-    return max((sharding.gather(a.detach()) - b.detach()).abs().max().item() for a, b in pairs)
+    return difference(one, many)
 
 
 def trained(wrap, x):

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tinyfn import tree
+import sharded
 from tinyfn.__main__ import main as command
 from tinyfn.pronunciation import data, parallel, train
 
@@ -58,11 +58,6 @@ def stop_at(step, number, rank):
 
     train.update = stopping
     return update
-
-
-def distance(one, state):
-    pairs = zip(tree.leaves(one.params), tree.leaves(train.whole(state)), strict=True)
-    return max((a - b).abs().max().item() for a, b in pairs)
 
 
 def interrupted(folder, kind, mesh):
@@ -112,8 +107,9 @@ def main(what, folder):
             state = interrupted(folder, kind, mesh)
         else:
             state = resumed(folder, kind, mesh, "full-begun")
-        losses = max(abs(a - b) for a, b in zip(one.losses, state.losses, strict=True))
-        results[kind] = [distance(one, state), losses, one.step, state.step]
+        params = sharded.difference(one.params, state.params)
+        losses = sharded.difference(torch.tensor(one.losses), torch.tensor(state.losses))
+        results[kind] = [params, losses, one.step, state.step]
     if not dist.get_rank():
         print(json.dumps(results))
     dist.destroy_process_group()

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -466,6 +467,39 @@ def test_a_resumed_run_may_be_given_another_end(tmp_path, few, capsys):
     assert found["steps"] == 5
     assert "--steps 3 --limit 9" in found["commands"][0]
     assert found["commands"][1:] == ["at step 3: --resume --steps 5"]
+
+
+@pytest.mark.parametrize(
+    ("alone", "parts", "flags", "refused"),
+    [
+        (None, 1, [], "have --parallel"),
+        (1, None, ["--parallel", "data"], "stand without --parallel"),
+        (1, 2, [], "have --parallel"),
+        (2, 1, ["--parallel", "data"], "stand without --parallel"),
+        (2, 1, [], None),
+        (1, 2, ["--parallel", "data"], None),
+    ],
+)
+def test_a_run_of_the_other_kind_is_not_resumed(tmp_path, capsys, alone, parts, flags, refused):
+    files = {
+        tmp_path / train.CHECKPOINT: alone,
+        tmp_path / train.SHARDED_CHECKPOINT / "step-000000001-001" / ".metadata": parts,
+    }
+    for file, when in files.items():
+        if when is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("no checkpoint")
+            os.utime(file, (when, when))
+    code, (line,) = said(capsys, ["train", "--resume", *flags, "--out", tmp_path])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    assert code == 2
+    if refused:
+        assert line.startswith(f"train: --resume must {refused}, as the run before, got a newest")
+        remedy = "Leave out" if flags else "Add"
+        assert line.endswith(f"{remedy} --parallel, or remove that checkpoint.")
+    else:
+        assert "whole" in line
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):

@@ -95,7 +95,7 @@ def _count(text: str) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    device = _device(options.device)
+    device = _device(options.device, options.parallel)
     torch.set_float32_matmul_precision("medium")  # on a CPU oneDNN's products, no less exact
     mesh = _mesh(options.parallel, device)
     found = train.resume(_checkpoint(options), device, mesh) if options.resume else None
@@ -148,7 +148,24 @@ def _checkpoint(options: argparse.Namespace) -> Path:
             ", ".join(given),
             "Leave that out, or start another run with another --out",
         )
-    return options.out / (train.SHARDED_CHECKPOINT if options.parallel else train.CHECKPOINT)
+    alone, parts = options.out / train.CHECKPOINT, options.out / train.SHARDED_CHECKPOINT
+    path, other = (parts, alone) if options.parallel else (alone, parts)
+    if _written(other) > _written(path):
+        raise _checks.fail(
+            ValueError,
+            "train",
+            "--resume",
+            f"{'have' if other == parts else 'stand without'} --parallel, as the run before",
+            f"a newest checkpoint {str(other)!r}",
+            f"{'Add' if other == parts else 'Leave out'} --parallel, or remove that checkpoint",
+        )
+    return path
+
+
+def _written(path: Path) -> float:
+    """When a checkpoint, or the last whole one of a folder, was written; 0 where there is none."""
+    files = path.glob("step-*/.metadata") if path.is_dir() else [path]
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
 
 def _mesh(kind: str | None, device: torch.device) -> Any:
@@ -163,9 +180,13 @@ def _limited(sides: dict[str, data.Dictionary], limit: int | None) -> dict[str, 
     return {name: dict(list(words.items())[:limit]) for name, words in sides.items()}
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, kind: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
+        if kind is not None:
+            from tinyfn.pronunciation import parallel
+
+            device = parallel.device(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise _checks.fail(

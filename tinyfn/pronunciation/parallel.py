@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,15 @@ from tinyfn import _checks, sharding, tree
 from tinyfn.pronunciation.data import Batch, Tokens
 
 REST = "training.json"
+
+
+def device(kind: torch.device) -> torch.device:
+    """The one of its kind that is this process's own, and from here on the one it uses."""
+    if kind.type == "cpu":
+        return kind
+    own = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
+    torch.accelerator.set_device_index(own.index)
+    return own
 
 
 def mesh(kind: str, device: torch.device) -> DeviceMesh:
@@ -53,35 +63,65 @@ def together(state: Any) -> Iterator[None]:
     try:
         with sharding.on_mesh():
             yield
-    except (RuntimeError, CheckpointException) as error:
-        if state.mesh.size() == 1:
+    except CheckpointException as error:
+        raise _checks.fail(
+            OSError,
+            "train",
+            "all processes",
+            f"write their parts of the checkpoint of step {state.step}",
+            _said(error),
+            "See to the disk, then start them again with --resume",
+        ) from error
+    except RuntimeError as error:
+        if not _lost(error):
             raise
         raise _checks.fail(
             ConnectionError,
             "train",
             "all processes",
             "live to the end",
-            f"one lost after step {state.step} ({str(error).splitlines()[0]})",
+            f"one lost after step {state.step} ({_said(error)})",
             "Start them again with --resume: they go on from the last checkpoint",
         ) from error
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether another process does not answer; gloo raises plain RuntimeErrors."""
+    kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+    said = r"connection (closed|reset|refused)|broken pipe|timed out|timeout"
+    return isinstance(error, kinds) or re.search(said, str(error), re.IGNORECASE) is not None
+
+
+def _said(error: BaseException) -> str:
+    """The first line of an error, or of the first of many processes' errors."""
+    if isinstance(error, CheckpointException):
+        error = next((found for found, _ in error.failures.values()), error)
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def save(folder: Path, state: Any, rest: dict[str, Any]) -> None:
     """Writes a checkpoint into a folder of its own, and then removes those before.
 
-    torch writes `.metadata` last: a checkpoint without it is not whole.
+    torch writes `.metadata` last: a checkpoint without it is not whole. A second one of the same
+    step has a folder of its own too, for until it is whole only the first is.
     """
-    own = folder / f"step-{state.step:09}"
-    if dist.get_rank() == 0:
-        own.mkdir(parents=True, exist_ok=True)
-        (own / ".metadata").unlink(missing_ok=True)
+    first = dist.get_rank() == 0
+    name = f"step-{state.step:09}"
+    own = folder / f"{name}-{largest(_next(folder, name) if first else 0, state.mesh):03}"
+    if first:
+        own.mkdir(parents=True)
         (own / REST).write_text(json.dumps(rest))
     dist.barrier()
     state_dict_saver.save(_tensors(state), checkpoint_id=own)
-    if dist.get_rank() == 0:
+    if first:
         for other in folder.glob("step-*"):
             if other != own:
                 shutil.rmtree(other)
+
+
+def _next(folder: Path, name: str) -> int:
+    taken = (int(path.name[-3:]) for path in folder.glob(f"{name}-[0-9][0-9][0-9]"))
+    return 1 + max(taken, default=0)
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
@@ -117,10 +157,35 @@ def newest(folder: Path) -> Path:
 
 
 def rest(found: Path) -> dict[str, Any]:
-    """What a checkpoint knows beside tensors."""
-    return json.loads((found / REST).read_text())
+    """What a checkpoint knows beside tensors.
+
+    Raises:
+        ValueError: Its file is damaged.
+    """
+    try:
+        return json.loads((found / REST).read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(found, error) from error
 
 
 def load(found: Path, state: Any) -> None:
-    """Fills a state from a checkpoint, whatever the mesh that wrote it."""
-    state_dict_loader.load(_tensors(state), checkpoint_id=found)
+    """Fills a state from a checkpoint, whatever the mesh that wrote it.
+
+    Raises:
+        ValueError: A file of the checkpoint is damaged.
+    """
+    try:
+        state_dict_loader.load(_tensors(state), checkpoint_id=found)
+    except CheckpointException as error:
+        raise _damaged(found, error) from error
+
+
+def _damaged(found: Path, error: BaseException) -> ValueError:
+    return _checks.fail(
+        ValueError,
+        "train",
+        "--resume",
+        "find a checkpoint whose files are whole",
+        f"{str(found)!r} ({_said(error)})",
+        "Start another run with another --out",
+    )

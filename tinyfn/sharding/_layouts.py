@@ -45,8 +45,8 @@ def mesh(device: str = "cpu", **sizes: int) -> DeviceMesh:
         ('data', 'tensor')
         >>> dist.destroy_process_group()
     """
-    _check_axes("mesh", tuple(sizes))
-    _checks.sizes("mesh", **sizes)
+    _check_axes("sharding.mesh", tuple(sizes))
+    _checks.sizes("sharding.mesh", **sizes)
     if not dist.is_initialized():
         if dist.is_torchelastic_launched():
             dist.init_process_group()
@@ -57,7 +57,7 @@ def mesh(device: str = "cpu", **sizes: int) -> DeviceMesh:
     if wanted != world:
         requirement = f"multiply to the number of processes, {world}"
         remedy = f"Start {wanted} with torchrun --nproc-per-node {wanted}, or choose other sizes"
-        raise _checks.fail(ValueError, "mesh", "sizes", requirement, f"{sizes}", remedy)
+        raise _checks.fail(ValueError, "sharding.mesh", "sizes", requirement, f"{sizes}", remedy)
     return init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
@@ -112,7 +112,7 @@ def plan(params: Params, mesh: DeviceMesh) -> Any:
         (Shard(dim=1),)
         >>> dist.destroy_process_group()
     """
-    _check_axes("plan", mesh.mesh_dim_names)
+    _check_axes("sharding.plan", mesh.mesh_dim_names)
     flat = tree.flatten(params)
     return tree.unflatten({name: _layout(name, leaf, mesh) for name, leaf in flat.items()})
 
@@ -152,7 +152,7 @@ def _tensor_axis(name: str, leaf: Tensor, processes: int) -> int | None:
                 remedy = (
                     f"Choose a multiple of {processes} {counted}, or one of {divisors} processes"
                 )
-                raise _checks.fail(ValueError, "plan", kinds, requirement, count, remedy)
+                raise _checks.fail(ValueError, "sharding.plan", kinds, requirement, count, remedy)
             return leaf.ndim + axis
     return None
 
@@ -233,7 +233,7 @@ def place(batch: Any, mesh: DeviceMesh) -> Any:
         (Shard(dim=0), Shard(dim=1))
         >>> dist.destroy_process_group()
     """
-    _check_axes("place", mesh.mesh_dim_names)
+    _check_axes("sharding.place", mesh.mesh_dim_names)
     axes = {"data": 0, "full": 0, "sequence": 1}
 
     def placed(x: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ def place(batch: Any, mesh: DeviceMesh) -> Any:
                 remedy = f"Pad it to a multiple of {processes}"
                 requirement = f"divide among {processes} processes"
                 raise _checks.fail(
-                    ValueError, "place", argument, requirement, x.shape[axis], remedy
+                    ValueError, "sharding.place", argument, requirement, x.shape[axis], remedy
                 )
         return distribute_tensor(x, mesh, [_cut(x, axis) for axis in cuts], src_data_rank=None)
 

@@ -33,8 +33,14 @@ def on_mesh() -> Iterator[None]:
         tensor([2.])
         >>> torch.distributed.destroy_process_group()
     """
-    with implicit_replication(), _Repairs():
-        yield
+    dispatcher: Any = getattr(DTensor, "_op_dispatcher", None)
+    before = getattr(dispatcher, "_allow_implicit_replication", False)
+    try:
+        with implicit_replication(), _Repairs():
+            yield
+    finally:
+        if before:  # implicit_replication ends those around it too
+            dispatcher._allow_implicit_replication = before
 
 
 class _Repairs(TorchDispatchMode):
@@ -44,7 +50,7 @@ class _Repairs(TorchDispatchMode):
         if _levels.forward_mode() and any(issubclass(kind, DTensor) for kind in types):
             raise _checks.fail(
                 NotImplementedError,
-                "on_mesh",
+                "sharding.on_mesh",
                 "derivatives of DTensors",
                 "be of reverse mode",
                 "forward mode (jvp, jacfwd or hessian), which torch lacks for them",
