@@ -329,7 +329,26 @@ def embedding(params: Params, tokens: Integer[Tensor, "..."]) -> Float[Tensor, "
     weight = _checks.part("embedding", params, "weight")
     _checks.integers("embedding", "tokens", tokens)
     # jacfwd and jacrev of F.embedding can disagree; indexing reads uint8 as a mask, hence long.
-    return weight[tokens.long()]
+    return rows(weight, tokens.long())
+
+
+def rows(
+    weight: Float[Tensor, "num features"], at: Integer[Tensor, "..."]
+) -> Float[Tensor, "... features"]:
+    """`weight[at]`, the one place where params are indexed.
+
+    Compiled, it is a gather: inductor of torch 2.13 scatters the tangent of an index's gradient
+    into the gradient's own buffer, so that a compiled Hessian-vector product is silently wrong.
+
+    Example:
+        >>> rows(torch.tensor([[1.0], [2.0]]), torch.tensor(1))
+        tensor([2.])
+    """
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return weight[at]
+    at = torch.where(at < 0, at + weight.shape[0], at)
+    index = at.reshape(-1, 1).expand(-1, weight.shape[-1])
+    return weight.gather(0, index).reshape(*at.shape, weight.shape[-1])
 
 
 def scaled_embedding(

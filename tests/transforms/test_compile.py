@@ -39,3 +39,30 @@ def test_compiles_whole_and_says_the_same(fresh_python, backend, names):
 
 def test_the_cases_that_stand_for_all_are_cases():
     assert {*SOME, *INDUCTOR} <= {case.name for case in CASES}
+
+
+HESSIAN_VECTOR = """
+import torch
+from tinyfn import embedding, positions, random, tree
+
+weights = {n: random.normal(random.key(i), (6, 3)) for i, n in enumerate(("e", "p", "before"))}
+tokens, offset = torch.tensor([[1, 2, 2], [0, -1, 5]]), torch.tensor([0, 2])
+
+def loss(params):
+    x = embedding({"weight": params["e"]}, tokens)
+    x = x + positions.learned({"weight": params["p"]}, 3, offset=offset)
+    bias = positions.relative_bias({"before": params["before"]}, 3, 3)
+    return (x.sin() * bias.cos().sum()).sum()
+
+def product(params, tangents):
+    return torch.func.jvp(torch.func.grad(loss), (params,), (tangents,))[1]
+
+tangents = tree.map(torch.cos, weights)
+found = torch.compile(product, fullgraph=True)(weights, tangents)
+torch.testing.assert_close(found, product(weights, tangents), atol=1e-4, rtol=1e-4)
+print("right")
+"""
+
+
+def test_a_compiled_hessian_vector_product_of_what_is_looked_up_is_right(fresh_python):
+    assert fresh_python("-c", HESSIAN_VECTOR).split() == ["right"]

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tinyfn import _checks, initializers, random
+from tinyfn._primitives import rows
 from tinyfn.positions._counting import Offset, counted
 from tinyfn.positions._kept import Scheme, kept, over_kept, split_arguments
 from tinyfn.types import Attend, Initializer, Key, Params
@@ -149,7 +150,7 @@ def _by_distance(params: Params, q_at: Tensor, kv_at: Tensor, max_distance: int)
         _check_after(before, params["after"])
         before = torch.cat([before, params["after"]])
         row = torch.where(behind < 0, row + buckets, row)
-    return rearrange(before[row], "... q_seq kv_seq heads -> ... heads q_seq kv_seq")
+    return rearrange(rows(before, row), "... q_seq kv_seq heads -> ... heads q_seq kv_seq")
 
 
 def _check_after(before: Tensor, after: Tensor) -> None:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tinyfn import _checks, initializers
+from tinyfn._primitives import rows
 from tinyfn.positions._counting import Offset, counted, exact_dtype
 from tinyfn.types import Initializer, Key, Params
 
@@ -132,8 +133,8 @@ def learned(params: Params, seq: int, *, offset: Offset = 0) -> Float[Tensor, ".
     if isinstance(offset, Tensor):
         at = counted(seq, offset, weight.device)
         within = (at >= 0) & (at < weight.shape[0])
-        rows = weight[torch.where(within, at, 0)]
-        return torch.where(within.unsqueeze(-1), rows, torch.nan)
+        found = rows(weight, torch.where(within, at, 0))
+        return torch.where(within.unsqueeze(-1), found, torch.nan)
     return weight[offset:end]
 
 
