@@ -125,14 +125,18 @@ def main() -> None:
     if given.estimates:
         print(estimates())
         return
+    wrong = [text for text in given.sizes if text.count("x") != 2]
+    if wrong:
+        parser.error(f"a size must be batch, seq and features, such as 8x32x64, got {wrong[0]}")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=given.processes)
     for text, layers in itertools.product(given.sizes, given.layers):
+        batch, seq, features = numbers(text)
         print(
             f"| {text}, {layers} layers, {given.processes} processes | kB | textbook | × textbook |"
         )
         print("|---|---|---|---|")
         for plan in PLANS:
-            sent, book = counted(plan, given.processes, *numbers(text), layers)
+            sent, book = counted(plan, given.processes, batch, seq, features, layers)
             ratio = sent / book if book else math.nan
             print(f"| {plan} | {sent / 1e3:,.0f} | {book / 1e3:,.0f} | {ratio:.2f} |", flush=True)
         print()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tinyfn import checkpoint, encoder_layer, init_encoder, random, tree
+from tinyfn import checkpoint, encoder_layer, init_encoder, random, sharding, tree
 
 PARAMS = {"layers": [{"weight": torch.ones(2, 3)}, {"weight": torch.zeros(2, 3)}]}
 
@@ -532,3 +532,28 @@ def test_a_kind_is_the_same_in_a_file_and_in_memory(tmp_path, dtype):
 def kind_of(dtype):
     kind = torch.ones(1).to(dtype).to(torch.float32 if dtype.is_floating_point else dtype)
     return kind.numpy().dtype.kind.replace("u", "i")
+
+
+def test_a_folder_that_is_missing_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint.save: path must lie in a folder, got"):
+        checkpoint.save(tmp_path / "none" / "a.safetensors", {"w": torch.ones(1)})
+
+
+def test_a_name_that_the_format_keeps_for_itself_is_refused_and_the_old_file_stays(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, {"w": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"params must have names .* got '__metadata__'\. Rename"):
+        checkpoint.save(path, {"__metadata__": torch.ones(1)})
+    assert checkpoint.load(path)[0]["w"].item() == 1
+
+
+def test_params_over_a_mesh_are_to_be_gathered_first(tmp_path):
+    params = {"w": torch.ones(2, 2)}
+    mesh = sharding.mesh(data=1)
+    try:
+        sharded = sharding.shard(params, sharding.plan(params, mesh))
+        with pytest.raises(TypeError, match=r"got .* at w\. Gather it first, with sharding.gather"):
+            checkpoint.save(tmp_path / "a", sharded)
+        checkpoint.save(tmp_path / "a", sharding.gather(sharded))
+    finally:
+        torch.distributed.destroy_process_group()

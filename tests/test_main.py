@@ -508,3 +508,11 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):
     assert code == 2
     assert len(lines) == 1
     assert "pip install 'tinyfn[demo]'" in lines[0]
+
+
+def test_many_processes_without_a_way_to_share_are_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "--steps", "1", "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "train: --parallel must be given where torchrun starts many processes, got none" in said
+    assert not (tmp_path / "run").exists()

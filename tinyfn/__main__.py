@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import itertools
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -170,6 +171,10 @@ def _written(path: Path) -> float:
 
 def _mesh(kind: str | None, device: torch.device) -> Any:
     if kind is None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            requirement = "be given where torchrun starts many processes"
+            remedy = "Add --parallel data, full or tensor"
+            raise _checks.fail(ValueError, "train", "--parallel", requirement, "none", remedy)
         return None
     from tinyfn.pronunciation import parallel
 

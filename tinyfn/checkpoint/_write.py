@@ -50,6 +50,10 @@ def save(path: str | Path, params: Params, metadata: Mapping[str, Any] | None = 
         raise _checks.fail(ValueError, "checkpoint.save", "params", "hold tensors", kind, remedy)
     for name, leaf in flat.items():
         _check_leaf(name, leaf)
+    if "__metadata__" in flat:
+        requirement, remedy = "have names that the format leaves free", "Rename it"
+        taken = "'__metadata__'"
+        raise _checks.fail(ValueError, "checkpoint.save", "params", requirement, taken, remedy)
     words = _metadata.pack(metadata or {}, flat)
     with _replacing(path) as beside:
         save_file(_apart(flat), beside, metadata=words)
@@ -60,9 +64,12 @@ def _check_leaf(name: str, leaf: Any) -> None:
     kind = _checks.kind_of(leaf)
     if isinstance(leaf, torch.Tensor):
         written = not leaf.is_meta and leaf.layout == torch.strided and not leaf.is_quantized
+        written = written and not hasattr(leaf, "full_tensor")  # a DTensor has no memory to write
         if written and leaf.dtype != torch.complex128:
             return
         remedy = "Make it dense, real and of this machine"
+        if hasattr(leaf, "full_tensor"):
+            remedy = "Gather it first, with sharding.gather"
         kind = f"{kind}, {leaf.layout}, on {leaf.device}"
     kind = f"{kind} at {name}"
     raise _checks.fail(TypeError, "checkpoint.save", "params", "hold tensors", kind, remedy)
@@ -104,6 +111,11 @@ def write(path: str | Path, content: bytes) -> None:
 def _replacing(path: str | Path) -> Iterator[str]:
     """A path to write to; what is written there replaces the file once it is on the disk."""
     path = Path(path)
+    if not path.parent.is_dir():
+        requirement, remedy = "lie in a folder", "Make the folder first"
+        raise _checks.fail(
+            FileNotFoundError, "checkpoint.save", "path", requirement, repr(str(path)), remedy
+        )
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:

@@ -224,7 +224,8 @@ def _check_places(function: str, what: str, missing: list[str], left: list[str])
     wrong = [f"no {', '.join(missing)}"] if missing else []
     wrong += [f"no place for {', '.join(left)}"] if left else []
     if wrong:
-        raise _refuse(function, what, "be those of the config", " and ".join(wrong))
+        remedy = "Pass the config of these weights; from_hugging_face lists what models there are"
+        raise _refuse(function, what, "be those of the config", " and ".join(wrong), remedy)
 
 
 def _refuse(
