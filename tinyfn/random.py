@@ -395,7 +395,7 @@ def _sequence(key: Key, use: int, num: int, mix: Mix) -> Int64[Tensor, " num"]:
     """The mixed sums start + γ, start + 2γ, ... modulo 2⁶⁴, where the key and its use start."""
     counter = torch.arange(1, num + 1, device=key.device)
     if type(key) is Tensor and _levels.plain():
-        return _mixed_in_place(counter.mul_(_GAMMA).add_(key ^ use), mix)
+        return _mixed(counter.mul_(_GAMMA).add_(key ^ use), mix, in_place=True)
     return _mixed(_sums(key ^ use, counter), mix)
 
 
@@ -406,20 +406,17 @@ def _sums(start: Key, counter: Int64[Tensor, " num"]) -> Int64[Tensor, " num"]:
     return _times(counter + _times(start, _GAMMA_INVERSE), _GAMMA)
 
 
-def _mixed(z: Tensor, mix: Mix) -> Tensor:
-    """Scatters 64 bits, one to one."""
-    shift, multiplier, middle_shift, last_multiplier, last_shift = mix
-    z = _times(z ^ _shifted(z, shift), multiplier)
-    z = _times(z ^ _shifted(z, middle_shift), last_multiplier)
-    return z ^ _shifted(z, last_shift)
+def _mixed(z: Tensor, mix: Mix, *, in_place: bool = False) -> Tensor:
+    """Scatters 64 bits, one to one.
 
-
-def _mixed_in_place(z: Tensor, mix: Mix) -> Tensor:
-    """The same in its argument's place. `torch.func.linearize` would replay it on what it left."""
+    In its argument's place it is quicker, but `torch.func.linearize` would replay it on what it
+    left there.
+    """
+    xor, times = (Tensor.bitwise_xor_, Tensor.mul_) if in_place else (Tensor.bitwise_xor, _times)
     shift, multiplier, middle_shift, last_multiplier, last_shift = mix
-    z.bitwise_xor_(_shifted(z, shift)).mul_(multiplier)
-    z.bitwise_xor_(_shifted(z, middle_shift)).mul_(last_multiplier)
-    return z.bitwise_xor_(_shifted(z, last_shift))
+    z = times(xor(z, _shifted(z, shift)), multiplier)
+    z = times(xor(z, _shifted(z, middle_shift)), last_multiplier)
+    return xor(z, _shifted(z, last_shift))
 
 
 def _times(z: Tensor, multiplier: int) -> Tensor:
