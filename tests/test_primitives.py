@@ -216,7 +216,7 @@ def test_dropout_keeps_or_zeroes(p, seed):
     assert torch.allclose(dropped[kept], x[kept] / (1 - p))
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("p", [1e-3, 0.1, 0.5, 0.9, 0.999])
 def test_dropout_drops_its_share_and_keeps_the_mean(p):
     n = 100_000
     dropped = tinyfn.dropout(torch.ones(n), random.key(1), dropout_p=p)
@@ -234,6 +234,15 @@ def test_dropout_is_decided_by_its_key():
     assert not torch.equal(dropped(0), dropped(1))
     assert tinyfn.dropout(x, None, dropout_p=0.5) is x
     assert tinyfn.dropout(x, random.key(0), dropout_p=0.0) is x
+
+
+@pytest.mark.parametrize("p", [1e-3, 0.1, 0.5])
+def test_dropout_drops_the_same_in_every_dtype(p):
+    kept = tinyfn.dropout(torch.ones(5000), random.key(0), dropout_p=p) != 0
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        dropped = tinyfn.dropout(torch.ones(5000, dtype=dtype), random.key(0), dropout_p=p)
+        assert dropped.dtype == dtype
+        assert torch.equal(dropped != 0, kept)
 
 
 def test_dropout_under_vmap_is_a_loop():
@@ -430,7 +439,7 @@ FOUR = r"x must have shape \(..., 4\), as its params have, got shape \(2, 3\). P
         (
             lambda: tinyfn.dropout(torch.ones(2), 3, dropout_p=0.5),
             TypeError,
-            "random.bernoulli: key must be an int64 scalar tensor, got int 3",
+            "random.bits: key must be an int64 scalar tensor, got int 3",
         ),
         (
             lambda: tinyfn.dropout(torch.ones(2), None, dropout_p="a"),

@@ -15,6 +15,9 @@ DRAWS = {
     "normal": lambda k: random.normal(k, (3, 7)),
     "normal64": lambda k: random.normal(k, (21,), dtype=torch.float64),
     "normal16": lambda k: random.normal(k, (21,), dtype=torch.bfloat16),
+    "bits": lambda k: random.bits(k, (3, 7)),
+    "bits64": lambda k: random.bits(k, (3, 7), dtype=torch.int64),
+    "bits16": lambda k: random.bits(k, (3, 7), dtype=torch.int16),
     "bernoulli": lambda k: random.bernoulli(k, 0.3, (3, 7)),
     "bernoulli_of_tensor": lambda k: random.bernoulli(k, torch.tensor([0.1, 0.5, 0.9]), (7, 3)),
     "categorical": lambda k: random.categorical(k, LOGITS, shape=(5, 2)),
@@ -44,7 +47,7 @@ def murmur_finaliser(z: int) -> int:
 
 
 def words(key, num):
-    return random._words("test", key, (num,), None)
+    return random.bits(key, (num,), dtype=torch.int64)
 
 
 def unsigned(x):
@@ -276,6 +279,25 @@ def test_bernoulli_neighbours_are_unrelated():
         assert abs(x[start::2].double().mean() - 0.9) < 4.5 * 0.3 / math.sqrt(200_000)
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_bits_are_all_fair_and_unrelated(dtype):
+    n = 100_000
+    x = random.bits(KEY, (n,), dtype=dtype)
+    assert x.dtype == dtype
+    for bit in range(8 * x.itemsize):
+        assert abs(((x >> bit) & 1).double().mean() - 0.5) < 4.5 * 0.5 / math.sqrt(n)
+    for lag in (1, 2, 3, 4):  # up to four share a word
+        assert abs(correlation(x[lag:], x[:-lag])) < 4.5
+
+
+def test_bits_are_the_words_in_parts():
+    whole = words(KEY, 5)
+    assert torch.equal(random.bits(KEY, (10,)), whole.view(torch.int32))
+    assert torch.equal(
+        random.bits(KEY, (3, 6), dtype=torch.int16).flatten(), whole.view(torch.int16)[:18]
+    )
+
+
 def test_bernoulli_of_a_tensor_has_each_chance():
     p = torch.tensor([0.0, 0.25, 0.8, 1.0])
     x = random.bernoulli(KEY, p, (100_000, 4)).double().mean(0)
@@ -328,7 +350,8 @@ def test_split_or_none_hands_on_what_it_got():
 
 
 def test_more_of_a_draw_begins_with_less_of_it():
-    for draw in (random.uniform, random.normal, lambda k, s: random.bernoulli(k, 0.4, s)):
+    draws = random.bits, random.uniform, random.normal, lambda k, s: random.bernoulli(k, 0.4, s)
+    for draw in draws:
         assert torch.equal(draw(KEY, (10,))[:7], draw(KEY, (7,)))
         assert torch.equal(draw(KEY, (2, 5)).flatten(), draw(KEY, (10,)))
 
@@ -339,6 +362,7 @@ def test_draws_have_any_shape(shape):
     for x in (
         random.uniform(KEY, shape),
         random.normal(KEY, shape),
+        random.bits(KEY, shape, dtype=torch.int16),
         random.bernoulli(KEY, 0.5, shape),
         random.bernoulli(KEY, p, shape),
         random.categorical(KEY, torch.zeros(*shape, 3)),
@@ -364,6 +388,7 @@ def test_draws_happen_on_the_device_of_the_key_or_the_one_asked_for():
         random.fold_in(key, 1),
         random.uniform(key, (2,)),
         random.normal(key, (2,)),
+        random.bits(key, (2,)),
         random.bernoulli(key, 0.5, (2,)),
         random.permutation(key, 3),
         random.uniform(KEY, (2,), device="meta"),
@@ -524,6 +549,9 @@ ERRORS = [
     (lambda: random.normal(KEYS, ()), ValueError, "random.normal: key must be an int64 scalar"),
     (lambda: random.normal(KEY, (-1,)), ValueError, "random.normal: shape must be a tuple of in"),
     (lambda: random.normal(KEY, (), dtype=torch.bool), TypeError, "normal: dtype must be one of"),
+    (lambda: random.bits(KEYS, ()), ValueError, "random.bits: key must be an int64 scalar"),
+    (lambda: random.bits(KEY, 3), TypeError, "random.bits: shape must be a tuple of ints"),
+    (lambda: random.bits(KEY, (), dtype=torch.int8), TypeError, "random.bits: dtype must be one"),
     (lambda: random.bernoulli(KEYS, 0.5, ()), ValueError, "random.bernoulli: key must be an in"),
     (lambda: random.bernoulli(KEY, 0.5, 3), TypeError, "random.bernoulli: shape must be a tuple"),
     (lambda: random.bernoulli(KEY, 1.5, ()), ValueError, r"p must be in \[0, 1\], got 1.5. It is"),

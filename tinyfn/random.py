@@ -10,6 +10,7 @@ generators.
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64, Integer, Shaped
@@ -20,7 +21,7 @@ from tinyfn.types import Key
 
 Device = torch.device | str | None
 Shape = Sequence[int]
-Mix = tuple[int, int, int, int, int]
+Mix = tuple[Any, ...]
 
 
 def _signed(word: int) -> int:
@@ -28,11 +29,23 @@ def _signed(word: int) -> int:
     return (word + 2**63) % 2**64 - 2**63
 
 
-_SPLITMIX = (30, _signed(0xBF58476D1CE4E5B9), 27, _signed(0x94D049BB133111EB), 31)
-_MURMUR = (33, _signed(0xFF51AFD7ED558CCD), 33, _signed(0xC4CEB9FE1A85EC53), 33)
+def _mix(first: int, multiplier: int, second: int, last_multiplier: int, last: int) -> Mix:
+    """Shifts to the right, each with the mask that cuts its repeated sign, and multipliers."""
+    cut_first, cut_second, cut_last = (2 ** (64 - shift) - 1 for shift in (first, second, last))
+    multiplier, last_multiplier = _signed(multiplier), _signed(last_multiplier)
+    return first, cut_first, multiplier, second, cut_second, last_multiplier, last, cut_last
+
+
+_SPLITMIX = _mix(30, 0xBF58476D1CE4E5B9, 27, 0x94D049BB133111EB, 31)
+_MURMUR = _mix(33, 0xFF51AFD7ED558CCD, 33, 0xC4CEB9FE1A85EC53, 33)
+# For a short draw, torch takes as long to make a tensor of a number as to compute with it.
+_TENSORS = {
+    mix: tuple(torch.tensor(number, device="cpu") for number in mix) for mix in (_SPLITMIX, _MURMUR)
+}
 _GAMMA, _GAMMA_INVERSE = _signed(0x9E3779B97F4A7C15), _signed(pow(0x9E3779B97F4A7C15, -1, 2**64))
 # What a key is xored with, one for each use: digits of π.
 _WORDS, _SPLIT, _FOLD = 0x243F6A8885A308D3, 0x13198A2E03707344, _signed(0xA4093822299F31D0)
+_PARTS = {torch.int64: 1, torch.int32: 2, torch.int16: 4}  # How many a word has.
 _BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
 
@@ -163,8 +176,42 @@ def uniform(
         torch.Size([2, 3])
     """
     dtype = _check_dtype("random.uniform", dtype)
-    words = _words("random.uniform", key, shape, device)
+    words = _bits("random.uniform", key, shape, torch.int64, device)
     return _top(words, _BITS[dtype]).to(dtype) * 0.5 ** _BITS[dtype]
+
+
+def bits(
+    key: Key, shape: Shape, *, dtype: torch.dtype = torch.int32, device: Device = None
+) -> Integer[Tensor, "..."]:
+    """Whole numbers, every one that the dtype has as likely as any other.
+
+    The narrower, the less they cost: a word of the generator serves two of int32, four of int16.
+
+    Args:
+        key: Randomness.
+        shape: The result's.
+        dtype: Int64, int32 or int16.
+        device: The key's otherwise.
+
+    Raises:
+        TypeError: `key` is not an int64 tensor, `shape` is not of ints, or `dtype` is another.
+        ValueError: `key` is not a scalar, or a size is negative.
+
+    Example:
+        >>> bits(key(0), (2,), dtype=torch.int16).dtype
+        torch.int16
+    """
+    if dtype not in _PARTS:
+        options, remedy = [str(d) for d in _PARTS], "Draw one, then convert"
+        raise _checks.fail(TypeError, "random.bits", "dtype", f"be one of {options}", dtype, remedy)
+    return _bits("random.bits", key, shape, dtype, device)
+
+
+def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Device) -> Tensor:
+    _check_shape(function, shape)
+    size, parts = math.prod(shape), _PARTS[dtype]
+    words = _words(function, key, (size + parts - 1) // parts, device)
+    return words.view(dtype)[:size].view(tuple(shape))
 
 
 def bernoulli(
@@ -189,15 +236,12 @@ def bernoulli(
     name = "random.bernoulli"
     _check_shape(name, shape)
     _check_chance(p, shape)
-    size = math.prod(shape)
-    # Half a word decides: dropout draws its masks here, and a whole one costs twice the time.
-    words = _flat_words(name, key, (size + 1) // 2, device)
-    halves = words.view(torch.int32)[:size].view(tuple(shape))
+    drawn = _bits(name, key, shape, torch.int32, device)
     if isinstance(p, Tensor):
-        return (halves.to(torch.float64) + 2**31) * 0.5**32 < p
+        return (drawn.to(torch.float64) + 2**31) * 0.5**32 < p
     if not 0 < p < 1:
-        return torch.full_like(halves, p == 1, dtype=torch.bool)
-    return halves < min(math.ceil(p * 2**32), 2**32 - 1) - 2**31
+        return torch.full_like(drawn, p == 1, dtype=torch.bool)
+    return drawn < min(math.ceil(p * 2**32), 2**32 - 1) - 2**31
 
 
 def _check_chance(p: float | Tensor, shape: Shape) -> None:
@@ -234,7 +278,7 @@ def normal(
         torch.Size([2, 3])
     """
     dtype = _check_dtype("random.normal", dtype)
-    words = _words("random.normal", key, shape, device)
+    words = _bits("random.normal", key, shape, torch.int64, device)
     odd = ((words >> 10) & (2**53 - 1) | 1).to(torch.float64)  # over 2⁵⁴: the chance beyond x
     if dtype == torch.float64:
         x = -torch.special.ndtri(odd * 0.5**54)
@@ -304,7 +348,7 @@ def categorical(
         _check_shape(name, shape)
         _checks.broadcasts(name, "logits", logits[..., 0], shape, "shape")
     shape = logits.shape[:-1] if shape is None else shape
-    odd = _top(_words(name, key, (*shape, logits.shape[-1]), None), 53) | 1
+    odd = _top(_bits(name, key, (*shape, logits.shape[-1]), torch.int64, None), 53) | 1
     noise = -torch.log(-torch.log(odd.to(torch.float64) * 0.5**53))
     return (logits + noise).argmax(-1)
 
@@ -331,7 +375,7 @@ def permutation(key: Key, x: int | Shaped[Tensor, "rows ..."]) -> Shaped[Tensor,
     if not isinstance(x, Tensor):
         _checks.at_least(name, "x", x, 0)
     rows = x.shape[0] if isinstance(x, Tensor) else x
-    order = torch.argsort(_words(name, key, (rows,), None), stable=True)
+    order = torch.argsort(_bits(name, key, (rows,), torch.int64, None), stable=True)
     return x[order.to(x.device)] if isinstance(x, Tensor) else order
 
 
@@ -379,12 +423,7 @@ def _check_dtype(function: str, dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def _words(function: str, key: Key, shape: Shape, device: Device) -> Int64[Tensor, "..."]:
-    _check_shape(function, shape)
-    return _flat_words(function, key, math.prod(shape), device).view(tuple(shape))
-
-
-def _flat_words(function: str, key: Key, num: int, device: Device) -> Int64[Tensor, " num"]:
+def _words(function: str, key: Key, num: int, device: Device) -> Int64[Tensor, " num"]:
     """The key's first words. The one place that knows the generator."""
     _check_key(function, key)
     key = key if device is None else key.to(device)
@@ -395,7 +434,8 @@ def _sequence(key: Key, use: int, num: int, mix: Mix) -> Int64[Tensor, " num"]:
     """The mixed sums start + γ, start + 2γ, ... modulo 2⁶⁴, where the key and its use start."""
     counter = torch.arange(1, num + 1, device=key.device)
     if type(key) is Tensor and _levels.plain():
-        return _mixed(counter.mul_(_GAMMA).add_(key ^ use), mix, in_place=True)
+        torch.add(key ^ use, counter, alpha=_GAMMA, out=counter)
+        return _mixed(counter, _TENSORS[mix], in_place=True)
     return _mixed(_sums(key ^ use, counter), mix)
 
 
@@ -412,11 +452,13 @@ def _mixed(z: Tensor, mix: Mix, *, in_place: bool = False) -> Tensor:
     In its argument's place it is quicker, but `torch.func.linearize` would replay it on what it
     left there.
     """
-    xor, times = (Tensor.bitwise_xor_, Tensor.mul_) if in_place else (Tensor.bitwise_xor, _times)
-    shift, multiplier, middle_shift, last_multiplier, last_shift = mix
-    z = times(xor(z, _shifted(z, shift)), multiplier)
-    z = times(xor(z, _shifted(z, middle_shift)), last_multiplier)
-    return xor(z, _shifted(z, last_shift))
+    xor, times, masked = Tensor.bitwise_xor, _times, Tensor.bitwise_and
+    if in_place:
+        xor, times, masked = Tensor.bitwise_xor_, Tensor.mul_, Tensor.bitwise_and_
+    first, cut_first, multiplier, second, cut_second, last_multiplier, last, cut_last = mix
+    z = times(xor(z, masked(z >> first, cut_first)), multiplier)
+    z = times(xor(z, masked(z >> second, cut_second)), last_multiplier)
+    return xor(z, masked(z >> last, cut_last))
 
 
 def _times(z: Tensor, multiplier: int) -> Tensor:
@@ -430,10 +472,6 @@ def _times(z: Tensor, multiplier: int) -> Tensor:
     return z * multiplier
 
 
-def _shifted(z: Tensor, bits: int) -> Tensor:
-    """A logical shift to the right: int64's own repeats the sign."""
-    return (z >> bits) & (2 ** (64 - bits) - 1)
-
-
 def _top(words: Int64[Tensor, "..."], bits: int) -> Int64[Tensor, "..."]:
-    return _shifted(words, 64 - bits)
+    """The upper bits of words, as numbers of at least 0."""
+    return (words >> (64 - bits)) & (2**bits - 1)
