@@ -7,9 +7,9 @@ from typing import Any
 from tinyfn import positions
 from tinyfn._language_model import language_model
 from tinyfn._primitives import embedding, layer_norm
-from tinyfn._transformer import decoder
 from tinyfn.interop import _options
-from tinyfn.interop._tables import Counterpart, Line, bare, tied
+from tinyfn.interop._heads import with_head
+from tinyfn.interop._tables import Counterpart, Line, parts
 
 _OURS, _THEIRS = "decoder.layers.{layer}", "transformer.h.{layer}"
 _PACKED = tuple(f"{_OURS}.self_attention.{name}_proj" for name in "qkv")
@@ -33,16 +33,17 @@ TABLE = (
         "(heads head_dim) features -> features heads head_dim",
     ),
     Line(f"{_OURS}.self_attention.out_proj.bias", f"{_THEIRS}.attn.c_proj.bias"),
-    Line(f"{_OURS}.self_attention_norm.weight", f"{_THEIRS}.ln_1.weight"),
-    Line(f"{_OURS}.self_attention_norm.bias", f"{_THEIRS}.ln_1.bias"),
     Line(f"{_OURS}.feed_forward.up_proj.weight", f"{_THEIRS}.mlp.c_fc.weight", "i o -> o i"),
     Line(f"{_OURS}.feed_forward.up_proj.bias", f"{_THEIRS}.mlp.c_fc.bias"),
     Line(f"{_OURS}.feed_forward.down_proj.weight", f"{_THEIRS}.mlp.c_proj.weight", "i o -> o i"),
     Line(f"{_OURS}.feed_forward.down_proj.bias", f"{_THEIRS}.mlp.c_proj.bias"),
-    Line(f"{_OURS}.feed_forward_norm.weight", f"{_THEIRS}.ln_2.weight"),
-    Line(f"{_OURS}.feed_forward_norm.bias", f"{_THEIRS}.ln_2.bias"),
-    Line("decoder.final_norm.weight", "transformer.ln_f.weight"),
-    Line("decoder.final_norm.bias", "transformer.ln_f.bias"),
+    *parts(
+        {
+            f"{_OURS}.self_attention_norm": f"{_THEIRS}.ln_1",
+            f"{_OURS}.feed_forward_norm": f"{_THEIRS}.ln_2",
+            "decoder.final_norm": "transformer.ln_f",
+        }
+    ),
 )
 
 BUFFERS = ("transformer.h.{layer}.attn.bias", "transformer.h.{layer}.attn.masked_bias")
@@ -80,12 +81,5 @@ def gpt2(config: Any, names: Collection[str]) -> Counterpart:
     }
     sizes = {"heads": config.n_head, "head_dim": config.n_embd // config.n_head}
     counts = {"layer": config.n_layer}
-    if "wte.weight" in names or "embedding.weight" in names:
-        buffers = tuple(name.removeprefix("transformer.") for name in BUFFERS)
-        table = bare(TABLE, "decoder.", "transformer.")
-        return Counterpart(decoder, options, table, counts, sizes, buffers)
-    if config.tie_word_embeddings:
-        table = tied(TABLE, "transformer.wte.weight", "lm_head.weight")
-    else:
-        table = (*TABLE, Line("linear.weight", "lm_head.weight"))
-    return Counterpart(language_model, options, table, counts, sizes, BUFFERS)
+    match = Counterpart(language_model, options, TABLE, counts, sizes, BUFFERS)
+    return with_head(match, names, tie=config.tie_word_embeddings)

@@ -13,53 +13,11 @@ import torch
 from tinyfn import masks, positions
 from tinyfn._language_model import language_model
 from tinyfn._primitives import embedding, gated_feed_forward, rms_norm
-from tinyfn._transformer import decoder
 from tinyfn.interop import _options
-from tinyfn.interop._tables import Counterpart, Line, bare, tied
+from tinyfn.interop._heads import with_head
+from tinyfn.interop._tables import Counterpart, Line, parts
 
 _OURS, _THEIRS = "decoder.layers.{layer}", "model.layers.{layer}"
-_HEADS = {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
-
-TABLE = (
-    Line("decoder.embedding.weight", "model.embed_tokens.weight"),
-    *(
-        Line(
-            f"{_OURS}.self_attention.{name}_proj.weight",
-            f"{_THEIRS}.self_attn.{name}_proj.weight",
-            f"({heads} head_dim) features -> {heads} head_dim features",
-        )
-        for name, heads in _HEADS.items()
-    ),
-    Line(
-        f"{_OURS}.self_attention.out_proj.weight",
-        f"{_THEIRS}.self_attn.o_proj.weight",
-        "features (heads head_dim) -> features heads head_dim",
-    ),
-    Line(f"{_OURS}.self_attention_norm.weight", f"{_THEIRS}.input_layernorm.weight"),
-    *(
-        Line(f"{_OURS}.feed_forward.{name}_proj.weight", f"{_THEIRS}.mlp.{name}_proj.weight")
-        for name in ("gate", "up", "down")
-    ),
-    Line(f"{_OURS}.feed_forward_norm.weight", f"{_THEIRS}.post_attention_layernorm.weight"),
-    Line("decoder.final_norm.weight", "model.norm.weight"),
-)
-QKV_BIASES = tuple(
-    Line(
-        f"{_OURS}.self_attention.{name}_proj.bias",
-        f"{_THEIRS}.self_attn.{name}_proj.bias",
-        f"({heads} head_dim) -> {heads} head_dim",
-    )
-    for name, heads in _HEADS.items()
-)
-OUT_BIAS = (Line(f"{_OURS}.self_attention.out_proj.bias", f"{_THEIRS}.self_attn.o_proj.bias"),)
-HIDDEN_BIASES = tuple(
-    Line(f"{_OURS}.feed_forward.{name}_proj.bias", f"{_THEIRS}.mlp.{name}_proj.bias")
-    for name in ("gate", "up", "down")
-)
-QK_NORMS = tuple(
-    Line(f"{_OURS}.self_attention.{name}_norm.weight", f"{_THEIRS}.self_attn.{name}_norm.weight")
-    for name in "qk"
-)
 BUFFERS = ("model.layers.{layer}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
 """Frequencies, which older versions saved."""
 
@@ -70,6 +28,34 @@ READ = frozenset(
 )
 
 
+def table(
+    *, qkv_bias: bool, out_bias: bool, hidden_bias: bool = False, qk_norms: bool = False
+) -> tuple[Line, ...]:
+    """The names of one of the kin."""
+
+    def named(part: str, their_part: str, *names: str) -> dict[str, str]:
+        return {f"{_OURS}.{part}.{n}": f"{_THEIRS}.{their_part}.{n}" for n in names}
+
+    own, their = f"{_OURS}.self_attention", f"{_THEIRS}.self_attn"
+    norms = {
+        f"{own}_norm": f"{_THEIRS}.input_layernorm",
+        f"{_OURS}.feed_forward_norm": f"{_THEIRS}.post_attention_layernorm",
+        "decoder.final_norm": "model.norm",
+    }
+    if qk_norms:
+        norms |= named("self_attention", "self_attn", "q_norm", "k_norm")
+    hidden = named("feed_forward", "mlp", "gate_proj", "up_proj", "down_proj")
+    kv = named("self_attention", "self_attn", "k_proj", "v_proj")
+    return (
+        Line("decoder.embedding.weight", "model.embed_tokens.weight"),
+        *parts({f"{own}.q_proj": f"{their}.q_proj"}, bias=qkv_bias),
+        *parts(kv, bias=qkv_bias, heads="kv_heads"),
+        *parts({f"{own}.out_proj": f"{their}.o_proj"}, bias=out_bias),
+        *parts(hidden, bias=hidden_bias),
+        *parts(norms, bias=False),
+    )
+
+
 def llama(config: Any, names: Collection[str]) -> Counterpart:
     """The counterpart of a Llama with its head, or without; `mistral`, `qwen2` alike.
 
@@ -78,20 +64,22 @@ def llama(config: Any, names: Collection[str]) -> Counterpart:
         names: Of the weights, theirs or ours.
     """
     _options.check(config, READ | {"attention_bias", "mlp_bias"})
-    biases = QKV_BIASES + OUT_BIAS if config.attention_bias else ()
-    biases += HIDDEN_BIASES if config.mlp_bias else ()
-    return _counterpart(config, names, biases, None)
+    every = config.attention_bias
+    lines = table(qkv_bias=every, out_bias=every, hidden_bias=config.mlp_bias)
+    return _counterpart(config, names, lines, None)
 
 
 def mistral(config: Any, names: Collection[str]) -> Counterpart:
     """As `llama`, of a MistralConfig."""
     _options.check(config, READ | {"sliding_window"})
-    return _counterpart(config, names, (), config.sliding_window)
+    lines = table(qkv_bias=False, out_bias=False)
+    return _counterpart(config, names, lines, config.sliding_window)
 
 
 def qwen2(config: Any, names: Collection[str]) -> Counterpart:
     """As `llama`, of a Qwen2Config."""
-    return _counterpart(config, names, QKV_BIASES, _window(config, READ))
+    lines = table(qkv_bias=True, out_bias=False)
+    return _counterpart(config, names, lines, _window(config, READ))
 
 
 def qwen3(config: Any, names: Collection[str]) -> Counterpart:
@@ -101,8 +89,9 @@ def qwen3(config: Any, names: Collection[str]) -> Counterpart:
         raise _options.refuse(
             "rms_norm_eps", "be 1e-6, as in norms of q and k", config.rms_norm_eps
         )
-    biases = QKV_BIASES + OUT_BIAS if config.attention_bias else ()
-    return _counterpart(config, names, QK_NORMS + biases, window)
+    every = config.attention_bias
+    lines = table(qkv_bias=every, out_bias=every, qk_norms=True)
+    return _counterpart(config, names, lines, window)
 
 
 def _window(config: Any, read: frozenset[str]) -> int | None:
@@ -119,7 +108,7 @@ def _window(config: Any, read: frozenset[str]) -> int | None:
 
 
 def _counterpart(
-    config: Any, names: Collection[str], extra: tuple[Line, ...], window: int | None
+    config: Any, names: Collection[str], lines: tuple[Line, ...], window: int | None
 ) -> Counterpart:
     head_dim = getattr(config, "head_dim", None)
     head_dim = head_dim or config.hidden_size // config.num_attention_heads
@@ -138,16 +127,8 @@ def _counterpart(
     sizes["head_dim"] = head_dim
     seen = None if window is None else masks.causal() & masks.window(window - 1, None)
     options |= {} if seen is None else {"self_mask": seen}
-    table = (*TABLE, *extra)
-    if "embed_tokens.weight" in names or "embedding.weight" in names:
-        buffers = tuple(name.removeprefix("model.") for name in BUFFERS)
-        table = bare(table, "decoder.", "model.")
-        return Counterpart(decoder, options, table, counts, sizes, buffers)
-    if config.tie_word_embeddings:
-        table = tied(table, "model.embed_tokens.weight", "lm_head.weight")
-    else:
-        table = (*table, Line("linear.weight", "lm_head.weight"))
-    return Counterpart(language_model, options, table, counts, sizes, BUFFERS)
+    match = Counterpart(language_model, options, lines, counts, sizes, BUFFERS)
+    return with_head(match, names, tie=config.tie_word_embeddings)
 
 
 ROPE = {

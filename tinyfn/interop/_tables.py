@@ -46,17 +46,6 @@ class Counterpart(NamedTuple):
     """Names of theirs that hold nothing to convert: masks, tables of positions."""
 
 
-def tied(table: Collection[Line], name: str, other: str) -> tuple[Line, ...]:
-    """The table with a second name for what is theirs under the first.
-
-    Example:
-        >>> tied([Line("embedding.weight", "wte.weight")], "wte.weight", "lm_head.weight")[0].theirs
-        ('wte.weight', 'lm_head.weight')
-    """
-    both = (name, other)
-    return tuple(line._replace(theirs=both) if line.theirs == name else line for line in table)
-
-
 _SPLIT = (
     "(heads head_dim) features -> heads head_dim features",
     "(heads head_dim) -> heads head_dim",
