@@ -69,7 +69,10 @@ def rotate(
     if angles.ndim > 2:  # the batch's axes come first; between them and these may stand heads
         between = (1,) * (x.ndim - angles.ndim)
         angles = angles.reshape(*angles.shape[:-2], *between, *angles.shape[-2:])
-    cos, sin = (scale * angles.cos()).to(x.dtype), (scale * angles.sin()).to(x.dtype)
+    cos, sin = angles.cos(), angles.sin()
+    if scale != 1.0:
+        cos, sin = scale * cos, scale * sin
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
