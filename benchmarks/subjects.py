@@ -19,8 +19,10 @@ from tinyfn import random, transforms, tree
 
 BATCH, SEQ, FEATURES, HEADS, HIDDEN = 2, 4, 8, 2, 12
 SIZES = (FEATURES, HEADS, HIDDEN)
+VOCAB = 5
 F64: dict[str, Any] = {"dtype": torch.float64}
 GELU: dict[str, Any] = {"activation": F.gelu}
+TIED: dict[str, Any] = {"tie_embeddings": True}
 TRANSFORMS = ("grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "vmap")
 
 
@@ -75,6 +77,16 @@ def _pure(
 
 def _own(init: Callable[..., Any]) -> Callable[[], Any]:
     return lambda: tree.map(lambda leaf: leaf + 0.1, init(random.key(0), *SIZES, **F64))
+
+
+def _language_model(params: dict, x: Tensor) -> Tensor:
+    """Logits of tokens that repeat, each with features of its own beside its embedding."""
+
+    def embed(params: dict, tokens: Tensor) -> Tensor:
+        return x + tinyfn.embedding(params, tokens)
+
+    tokens = (torch.arange(BATCH * SEQ) % VOCAB).reshape(BATCH, SEQ)
+    return tinyfn.language_model(params, tokens, embed=embed, **GELU)
 
 
 def _attend(attend: Callable[..., Tensor], **options: Any) -> Maker:
@@ -211,6 +223,10 @@ SUBJECTS: dict[str, Maker] = {
     "tinyfn.transformer": _pure(
         lambda params, x: tinyfn.transformer(params, x, x.tanh(), visible(), **GELU),
         _own(partial(tinyfn.init_transformer, num_encoder_layers=1, num_decoder_layers=1)),
+    ),
+    "tinyfn.language_model": _pure(
+        _language_model,
+        _own(partial(tinyfn.init_language_model, num_layers=1, vocab_size=VOCAB, **TIED)),
     ),
     "nn.LayerNorm": _module(lambda: nn.LayerNorm(FEATURES), lambda norm, x: norm(x)),
     "F.scaled_dot_product_attention": _attend(

@@ -144,7 +144,7 @@ def questions(subject: Subject) -> dict[str, Question]:
         ),
         "grad of remat": Question(T.grad(partial(s, g=along(T.remat(f)))), (t, x), gradient, 1),
     }
-    for name in ("forward", "grad", "vmap(grad)", "jvp", "hessian"):
+    for name in ("forward", "grad", "vmap(grad)", "jvp", "jvp(grad)", "hessian"):
         asked[f"compiled {name}"] = asked[name]._replace(f=T.compile(asked[name].f))
     asked["exported forward"] = asked["forward"]._replace(f=T.export(g))
     return asked

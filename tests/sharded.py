@@ -247,6 +247,7 @@ def main(plans):
     results["adapter"] = {name: adapter(wrap, world) for name, wrap in ADAPTERS.items()}
     if not dist.get_rank():
         print(json.dumps(results))
+    dist.barrier()  # one that closes while another listens can end that
     dist.destroy_process_group()
 
 

@@ -112,7 +112,7 @@ def main(what, folder):
         results[kind] = [params, losses, one.step, state.step]
     if not dist.get_rank():
         print(json.dumps(results))
-    dist.destroy_process_group()
+    parallel.part()
     return 0
 
 

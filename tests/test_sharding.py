@@ -139,6 +139,7 @@ def test_a_killed_process_ends_the_run_in_one_sentence_and_another_goes_on(
     monkeypatch.setattr(data, "load", lambda: sharded_training.DICTIONARY)
     again = ["train", "--resume", "--parallel", "data", "--out", str(tmp_path / "run")]
     assert main(again) == 0
+    assert not dist.is_initialized()
     capsys.readouterr()
     found = json.loads((tmp_path / "run" / "weights.json").read_text())
     assert (found["steps"], len(found["mean_losses"])) == (5, 5)

@@ -115,6 +115,10 @@ def _train(options: argparse.Namespace) -> int:
         print(f"{tree.size(state.params):,} params, {plan.steps:,} steps", file=sys.stderr)
     done = train.run(state, plan, batches, sides["validation"], options.out, device)
     state = dataclasses.replace(state, params=train.whole(state))
+    if mesh is not None:
+        from tinyfn.pronunciation import parallel
+
+        parallel.part()
     if not first:
         return 0 if done else 130
     if not done:

@@ -37,6 +37,15 @@ def mesh(kind: str, device: torch.device) -> DeviceMesh:
     return sharding.mesh(device.type, **{kind: int(os.environ.get("WORLD_SIZE", "1"))})
 
 
+def part() -> None:
+    """Ends the processes' connection once all are done with it.
+
+    One that closes while another still listens can end that by an exception nobody catches.
+    """
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def placed(batch: Batch, mesh: DeviceMesh) -> Batch:
     """A batch over the mesh, with as many empty words more as make it divide."""
     more = -len(batch.letters.ids) % mesh.size()
