@@ -18,6 +18,31 @@ def test_one_program_is_right_at_every_size_and_so_are_its_gradients(fresh_pytho
     assert said == [f"{name} right" for name in CASES]
 
 
+WIDTHS = """
+import torch
+import tinyfn
+from tinyfn import random
+
+
+class Dropout(torch.nn.Module):
+    def forward(self, x, key):
+        return tinyfn.dropout(x, key, dropout_p=0.3)
+
+
+for shape in ((5,), (4, 6), (4, 5), (4, 2), (3, 1)):
+    x, key = torch.ones(shape), random.key(0)
+    sizes = {"x": {0: torch.export.Dim("n", max=1000)}, "key": None}
+    program = torch.export.export(Dropout(), (x, key), dynamic_shapes=sizes).module()
+    for size in (2, 5, 64, 101):
+        x = torch.ones(size, *shape[1:])
+        assert torch.equal(program(x, key), tinyfn.dropout(x, key, dropout_p=0.3)), (shape, size)
+"""
+
+
+def test_one_program_draws_the_same_for_any_number_of_rows_of_any_width(fresh_python):
+    fresh_python("-c", WIDTHS)
+
+
 def test_onnxruntime_says_the_same_where_a_row_sees_nothing_too(fresh_python):
     assert fresh_python(EXPORT_ONE, "onnx", "transformer").splitlines()[-1:] == [
         "transformer right"

@@ -236,13 +236,20 @@ def test_dropout_is_decided_by_its_key():
     assert tinyfn.dropout(x, random.key(0), dropout_p=0.0) is x
 
 
-@pytest.mark.parametrize("p", [1e-3, 0.1, 0.5])
-def test_dropout_drops_the_same_in_every_dtype(p):
-    kept = tinyfn.dropout(torch.ones(5000), random.key(0), dropout_p=p) != 0
-    for dtype in (torch.float64, torch.float16, torch.bfloat16):
-        dropped = tinyfn.dropout(torch.ones(5000, dtype=dtype), random.key(0), dropout_p=p)
-        assert dropped.dtype == dtype
-        assert torch.equal(dropped != 0, kept)
+@pytest.mark.parametrize("p", [2**-8, 0.1, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_dropout_drops_its_share_of_all_that_can_be_drawn(p, dtype, monkeypatch):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    monkeypatch.setattr(random, "bits", lambda *_, **__: every)
+    dropped = tinyfn.dropout(torch.ones(2**16, dtype=dtype), random.key(0), dropout_p=p)
+    assert dropped.dtype == dtype
+    assert (dropped == 0).sum() == round(p * 2**16)
+
+
+@pytest.mark.parametrize("p", [2**-18, 1 - 2**-18])
+def test_dropout_meets_rare_chances_too(p):
+    kept = tinyfn.dropout(torch.ones(2**22), random.key(0), dropout_p=p) != 0
+    assert 3 <= min(kept.sum(), (~kept).sum()) <= 40  # 16 are expected
 
 
 def test_dropout_under_vmap_is_a_loop():

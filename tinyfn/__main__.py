@@ -118,7 +118,8 @@ def _train(options: argparse.Namespace) -> int:
     if mesh is not None:
         from tinyfn.pronunciation import parallel
 
-        parallel.part()
+        with parallel.together(state):
+            parallel.part()
     if not first:
         return 0 if done else 130
     if not done:

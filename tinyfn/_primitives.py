@@ -488,7 +488,7 @@ def gated_feed_forward(
     return linear(_checks.part("gated_feed_forward", params, "down_proj"), hidden)
 
 
-_RARE = 2**-8  # What is rarer, or as sure, gets its chance from 32 bits in place of 16.
+_COARSE = 2**-8, 2**-1  # Between these, 16 bits meet a chance as well as it matters.
 
 
 def dropout(x: Float[Tensor, "..."], key: Key | None, *, dropout_p: float) -> Float[Tensor, "..."]:
@@ -497,7 +497,8 @@ def dropout(x: Float[Tensor, "..."], key: Key | None, *, dropout_p: float) -> Fl
     Args:
         x: Any shape.
         key: Randomness; the same key drops the same elements. Without it nothing is dropped.
-        dropout_p: Chance that an element is dropped, in [0, 1); met to 2⁻¹⁷, and below 2⁻⁸ to 2⁻³².
+        dropout_p: Chance that an element is dropped, in [0, 1); met to 2⁻¹⁷ from 2⁻⁸ to ½, and
+            else to 2⁻³².
 
     Raises:
         ValueError: `dropout_p` is not in [0, 1).
@@ -517,12 +518,13 @@ def dropout(x: Float[Tensor, "..."], key: Key | None, *, dropout_p: float) -> Fl
         return x
     _checks.floating("dropout", "x", x)
     scaled = x * (1.0 / (1.0 - dropout_p))
-    if not _RARE <= dropout_p <= 1.0 - _RARE:
+    if not _COARSE[0] <= dropout_p <= _COARSE[1]:
         dropped = random.bernoulli(key, dropout_p, x.shape, device=x.device)
         return torch.where(dropped, 0.0, scaled)
     drawn = random.bits(key, x.shape, dtype=torch.int16, device=x.device)
     last = round(dropout_p * 2**16) - 2**15 - 1
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-        # The same choice in a third of the time: zero where the second is at most the third.
+        # The same choice in a third of the time: zero where the second is at most the third. It
+        # keeps the second for the derivative, as F.dropout does, where the other keeps bools.
         return torch.ops.aten.threshold_backward(scaled, drawn.to(x.dtype), last)
     return torch.where(drawn <= last, 0.0, scaled)

@@ -46,7 +46,7 @@ _GAMMA, _GAMMA_INVERSE = _signed(0x9E3779B97F4A7C15), _signed(pow(0x9E3779B97F4A
 # What a key is xored with, one for each use: digits of π.
 _WORDS, _SPLIT, _FOLD = 0x243F6A8885A308D3, 0x13198A2E03707344, _signed(0xA4093822299F31D0)
 _PARTS = {torch.int64: 1, torch.int32: 2, torch.int16: 4}  # How many a word has.
-_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
+_PRECISIONS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
 
 def key(seed: int, *, device: Device = None) -> Key:
@@ -177,7 +177,7 @@ def uniform(
     """
     dtype = _check_dtype("random.uniform", dtype)
     words = _bits("random.uniform", key, shape, torch.int64, device)
-    return _top(words, _BITS[dtype]).to(dtype) * 0.5 ** _BITS[dtype]
+    return _top(words, _PRECISIONS[dtype]).to(dtype) * 0.5 ** _PRECISIONS[dtype]
 
 
 def bits(
@@ -210,8 +210,21 @@ def bits(
 def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Device) -> Tensor:
     _check_shape(function, shape)
     size, parts = math.prod(shape), _PARTS[dtype]
+    if torch.compiler.is_exporting():
+        _check_key(function, key)
+        key = key if device is None else key.to(device)
+        return _bits_of_any_size(key, size, dtype).view(tuple(shape))
     words = _words(function, key, (size + parts - 1) // parts, device)
     return words.view(dtype)[:size].view(tuple(shape))
+
+
+def _bits_of_any_size(key: Key, size: int, dtype: torch.dtype) -> Tensor:
+    """The same, each from its word: a program for all sizes cannot round one up and cut."""
+    parts = _PARTS[dtype]
+    width, at = 64 // parts, torch.arange(size, device=key.device)
+    words = _mixed(_sums(key ^ _WORDS, at // parts + 1), _SPLITMIX)
+    uppermost = words << (64 - width - at % parts * width)
+    return (uppermost >> (64 - width)).to(dtype)
 
 
 def bernoulli(
@@ -292,8 +305,9 @@ def _fixed_quantile(odd: Float[Tensor, "..."]) -> Int64[Tensor, "..."]:
 
     Float32 logarithms and fused products differ in the last bit between kernels; integers do not.
     """
-    bits = odd.view(torch.int64)  # exponent and four bits name the cubic, the next 32 its argument
-    segment, t = (bits >> 48) - (1023 << 4), (bits >> 16) & (2**32 - 1)
+    pattern = odd.view(torch.int64)
+    # The exponent and four bits name the cubic, the next 32 are its argument.
+    segment, t = (pattern >> 48) - (1023 << 4), (pattern >> 16) & (2**32 - 1)
     constant, linear, square, cube = _CUBICS.to(odd.device)
     x = square[segment] + (cube[segment] * t >> 32)
     x = linear[segment] + (x * t >> 32)
@@ -415,8 +429,8 @@ def _check_shape(function: str, shape: Shape) -> None:
 
 def _check_dtype(function: str, dtype: torch.dtype | None) -> torch.dtype:
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    if dtype not in _BITS:
-        options = [str(d) for d in _BITS]
+    if dtype not in _PRECISIONS:
+        options = [str(d) for d in _PRECISIONS]
         raise _checks.fail(
             TypeError, function, "dtype", f"be one of {options}", dtype, "Draw one, then convert"
         )
@@ -472,6 +486,6 @@ def _times(z: Tensor, multiplier: int) -> Tensor:
     return z * multiplier
 
 
-def _top(words: Int64[Tensor, "..."], bits: int) -> Int64[Tensor, "..."]:
+def _top(words: Int64[Tensor, "..."], num: int) -> Int64[Tensor, "..."]:
     """The upper bits of words, as numbers of at least 0."""
-    return (words >> (64 - bits)) & (2**bits - 1)
+    return (words >> (64 - num)) & (2**num - 1)

@@ -8,7 +8,7 @@ from tinyfn import positions
 from tinyfn._language_model import language_model
 from tinyfn._primitives import embedding, layer_norm
 from tinyfn.interop import _options
-from tinyfn.interop._heads import with_head
+from tinyfn.interop._output import with_output
 from tinyfn.interop._tables import Counterpart, Line, parts
 
 _OURS, _THEIRS = "decoder.layers.{layer}", "transformer.h.{layer}"
@@ -82,4 +82,4 @@ def gpt2(config: Any, names: Collection[str]) -> Counterpart:
     sizes = {"heads": config.n_head, "head_dim": config.n_embd // config.n_head}
     counts = {"layer": config.n_layer}
     match = Counterpart(language_model, options, TABLE, counts, sizes, BUFFERS)
-    return with_head(match, names, tie=config.tie_word_embeddings)
+    return with_output(match, names, tie=config.tie_word_embeddings)

@@ -14,7 +14,7 @@ from tinyfn import masks, positions
 from tinyfn._language_model import language_model
 from tinyfn._primitives import embedding, gated_feed_forward, rms_norm
 from tinyfn.interop import _options
-from tinyfn.interop._heads import with_head
+from tinyfn.interop._output import with_output
 from tinyfn.interop._tables import Counterpart, Line, parts
 
 _OURS, _THEIRS = "decoder.layers.{layer}", "model.layers.{layer}"
@@ -31,26 +31,36 @@ READ = frozenset(
 def table(
     *, qkv_bias: bool, out_bias: bool, hidden_bias: bool = False, qk_norms: bool = False
 ) -> tuple[Line, ...]:
-    """The names of one of the kin."""
+    """The names of one of the kin.
 
-    def named(part: str, their_part: str, *names: str) -> dict[str, str]:
-        return {f"{_OURS}.{part}.{n}": f"{_THEIRS}.{their_part}.{n}" for n in names}
+    Args:
+        qkv_bias: Whether the projections to queries, keys and values have biases.
+        out_bias: Whether that of the heads back has one.
+        hidden_bias: Whether the feed-forward has biases.
+        qk_norms: Whether queries and keys have norms.
 
-    own, their = f"{_OURS}.self_attention", f"{_THEIRS}.self_attn"
+    Example:
+        >>> len(table(qkv_bias=True, out_bias=False)) - len(table(qkv_bias=False, out_bias=False))
+        3
+    """
+    own, theirs = f"{_OURS}.self_attention", f"{_THEIRS}.self_attn"
     norms = {
         f"{own}_norm": f"{_THEIRS}.input_layernorm",
         f"{_OURS}.feed_forward_norm": f"{_THEIRS}.post_attention_layernorm",
         "decoder.final_norm": "model.norm",
     }
     if qk_norms:
-        norms |= named("self_attention", "self_attn", "q_norm", "k_norm")
-    hidden = named("feed_forward", "mlp", "gate_proj", "up_proj", "down_proj")
-    kv = named("self_attention", "self_attn", "k_proj", "v_proj")
+        norms |= {f"{own}.{name}_norm": f"{theirs}.{name}_norm" for name in "qk"}
+    hidden = {
+        f"{_OURS}.feed_forward.{name}_proj": f"{_THEIRS}.mlp.{name}_proj"
+        for name in ("gate", "up", "down")
+    }
+    kv = {f"{own}.{name}_proj": f"{theirs}.{name}_proj" for name in "kv"}
     return (
         Line("decoder.embedding.weight", "model.embed_tokens.weight"),
-        *parts({f"{own}.q_proj": f"{their}.q_proj"}, bias=qkv_bias),
+        *parts({f"{own}.q_proj": f"{theirs}.q_proj"}, bias=qkv_bias),
         *parts(kv, bias=qkv_bias, heads="kv_heads"),
-        *parts({f"{own}.out_proj": f"{their}.o_proj"}, bias=out_bias),
+        *parts({f"{own}.out_proj": f"{theirs}.o_proj"}, bias=out_bias),
         *parts(hidden, bias=hidden_bias),
         *parts(norms, bias=False),
     )
@@ -64,8 +74,8 @@ def llama(config: Any, names: Collection[str]) -> Counterpart:
         names: Of the weights, theirs or ours.
     """
     _options.check(config, READ | {"attention_bias", "mlp_bias"})
-    every = config.attention_bias
-    lines = table(qkv_bias=every, out_bias=every, hidden_bias=config.mlp_bias)
+    bias = config.attention_bias
+    lines = table(qkv_bias=bias, out_bias=bias, hidden_bias=config.mlp_bias)
     return _counterpart(config, names, lines, None)
 
 
@@ -89,8 +99,8 @@ def qwen3(config: Any, names: Collection[str]) -> Counterpart:
         raise _options.refuse(
             "rms_norm_eps", "be 1e-6, as in norms of q and k", config.rms_norm_eps
         )
-    every = config.attention_bias
-    lines = table(qkv_bias=every, out_bias=every, qk_norms=True)
+    bias = config.attention_bias
+    lines = table(qkv_bias=bias, out_bias=bias, qk_norms=True)
     return _counterpart(config, names, lines, window)
 
 
@@ -128,7 +138,7 @@ def _counterpart(
     seen = None if window is None else masks.causal() & masks.window(window - 1, None)
     options |= {} if seen is None else {"self_mask": seen}
     match = Counterpart(language_model, options, lines, counts, sizes, BUFFERS)
-    return with_head(match, names, tie=config.tie_word_embeddings)
+    return with_output(match, names, tie=config.tie_word_embeddings)
 
 
 ROPE = {

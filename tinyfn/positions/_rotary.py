@@ -70,7 +70,7 @@ def rotate(
         between = (1,) * (x.ndim - angles.ndim)
         angles = angles.reshape(*angles.shape[:-2], *between, *angles.shape[-2:])
     cos, sin = angles.cos(), angles.sin()
-    if scale != 1.0:
+    if isinstance(scale, Tensor) or scale != 1.0:
         cos, sin = scale * cos, scale * sin
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)

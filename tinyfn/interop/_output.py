@@ -5,10 +5,10 @@ from collections.abc import Collection
 from tinyfn._transformer import decoder
 from tinyfn.interop._tables import Counterpart, Line, bare
 
-OURS, THEIRS = "linear.weight", "lm_head.weight"
+_OURS, _THEIRS = "linear.weight", "lm_head.weight"
 
 
-def with_head(match: Counterpart, names: Collection[str], *, tie: bool) -> Counterpart:
+def with_output(match: Counterpart, names: Collection[str], *, tie: bool) -> Counterpart:
     """The counterpart of a language model, or of its decoder where these are a decoder's weights.
 
     Args:
@@ -19,9 +19,9 @@ def with_head(match: Counterpart, names: Collection[str], *, tie: bool) -> Count
     Example:
         >>> lines = (Line("decoder.embedding.weight", "model.wte.weight"),)
         >>> match = Counterpart(print, {}, lines, {}, {})
-        >>> with_head(match, [THEIRS], tie=True).table[0].theirs
+        >>> with_output(match, [_THEIRS], tie=True).table[0].theirs
         ('model.wte.weight', 'lm_head.weight')
-        >>> with_head(match, ["wte.weight"], tie=True).table[0].ours
+        >>> with_output(match, ["wte.weight"], tie=True).table[0].ours
         'embedding.weight'
     """
     embedding, *rest = match.table
@@ -32,7 +32,7 @@ def with_head(match: Counterpart, names: Collection[str], *, tie: bool) -> Count
         table = bare(match.table, *prefixes)
         return match._replace(function=decoder, table=table, buffers=buffers)
     if tie:
-        table = (embedding._replace(theirs=(theirs, THEIRS)), *rest)
+        table = (embedding._replace(theirs=(theirs, _THEIRS)), *rest)
     else:
-        table = (*match.table, Line(OURS, THEIRS))
+        table = (*match.table, Line(_OURS, _THEIRS))
     return match._replace(table=table)
