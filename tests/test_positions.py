@@ -488,6 +488,14 @@ def test_the_usual_frequencies_are_those_of_theta(half, theta, seed):
     assert close(given_, positions.rotate(x, offset=7))
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_scale_of_rotation_is_a_factor_with_a_gradient(scale, unchecked):
+    x, number = normal(0, 3, 4), torch.tensor(scale, dtype=torch.float64)
+    assert torch.allclose(positions.rotate(x, scale=scale), scale * positions.rotate(x))
+    slope = torch.func.jacrev(lambda scale: positions.rotate(x, scale=scale))(number)
+    assert torch.allclose(slope, positions.rotate(x))
+
+
 def test_scaled_frequencies_lie_between_the_usual_ones_and_these_by_the_factor():
     usual = positions.frequencies(64, theta=500000.0)
     sizes = {"factor": 8.0, "max_len": 512, "theta": 500000.0}
