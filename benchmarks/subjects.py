@@ -22,7 +22,6 @@ SIZES = (FEATURES, HEADS, HIDDEN)
 VOCAB = 5
 F64: dict[str, Any] = {"dtype": torch.float64}
 GELU: dict[str, Any] = {"activation": F.gelu}
-TIED: dict[str, Any] = {"tie_embeddings": True}
 TRANSFORMS = ("grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "vmap")
 
 
@@ -226,7 +225,9 @@ SUBJECTS: dict[str, Maker] = {
     ),
     "tinyfn.language_model": _pure(
         _language_model,
-        _own(partial(tinyfn.init_language_model, num_layers=1, vocab_size=VOCAB, **TIED)),
+        _own(
+            partial(tinyfn.init_language_model, num_layers=1, vocab_size=VOCAB, tie_embeddings=True)
+        ),
     ),
     "nn.LayerNorm": _module(lambda: nn.LayerNorm(FEATURES), lambda norm, x: norm(x)),
     "F.scaled_dot_product_attention": _attend(

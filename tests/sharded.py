@@ -30,6 +30,7 @@ from tinyfn import (
     transforms,
     tree,
 )
+from tinyfn.pronunciation import parallel
 
 
 def layer(params, x, lengths, key=None, **options):
@@ -247,8 +248,7 @@ def main(plans):
     results["adapter"] = {name: adapter(wrap, world) for name, wrap in ADAPTERS.items()}
     if not dist.get_rank():
         print(json.dumps(results))
-    dist.barrier()  # one that closes while another listens can end that
-    dist.destroy_process_group()
+    parallel.part()
 
 
 if __name__ == "__main__":

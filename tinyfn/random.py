@@ -208,13 +208,14 @@ def bits(
 
 
 def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Device) -> Tensor:
+    """The key's first words, in parts. The one place that draws."""
     _check_shape(function, shape)
+    _check_key(function, key)
+    key = key if device is None else key.to(device)
     size, parts = math.prod(shape), _PARTS[dtype]
     if torch.compiler.is_exporting():
-        _check_key(function, key)
-        key = key if device is None else key.to(device)
         return _bits_of_any_size(key, size, dtype).view(tuple(shape))
-    words = _words(function, key, (size + parts - 1) // parts, device)
+    words = _sequence(key, _WORDS, (size + parts - 1) // parts, _SPLITMIX)
     return words.view(dtype)[:size].view(tuple(shape))
 
 
@@ -247,9 +248,8 @@ def bernoulli(
         tensor([True, True])
     """
     name = "random.bernoulli"
-    _check_shape(name, shape)
-    _check_chance(p, shape)
     drawn = _bits(name, key, shape, torch.int32, device)
+    _check_chance(p, shape)
     if isinstance(p, Tensor):
         return (drawn.to(torch.float64) + 2**31) * 0.5**32 < p
     if not 0 < p < 1:
@@ -435,13 +435,6 @@ def _check_dtype(function: str, dtype: torch.dtype | None) -> torch.dtype:
             TypeError, function, "dtype", f"be one of {options}", dtype, "Draw one, then convert"
         )
     return dtype
-
-
-def _words(function: str, key: Key, num: int, device: Device) -> Int64[Tensor, " num"]:
-    """The key's first words. The one place that knows the generator."""
-    _check_key(function, key)
-    key = key if device is None else key.to(device)
-    return _sequence(key, _WORDS, num, _SPLITMIX)
 
 
 def _sequence(key: Key, use: int, num: int, mix: Mix) -> Int64[Tensor, " num"]:
