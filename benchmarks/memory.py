@@ -1,15 +1,19 @@
 """How much memory and time does a gradient of twelve layers take, kept, recomputed or pulled once?
 
-An encoder of 12 layers, 256 features, 4 heads, 512 hidden. Each candidate has a process of its own:
-its peak, beyond what the process held before.
+An encoder of 12 layers, 256 features, 4 heads, 512 hidden. Each candidate has a process of its own.
+"Tensors" are the bytes that torch holds at once at most, as its profiler counts them; "process" is
+the peak of the process beyond what it held before, with what the C library keeps of freed memory.
 
     python benchmarks/memory.py [--size 8x256] [--rounds 3] [--threads 1]
 """
 
 import argparse
+import itertools
+import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +23,7 @@ import torch
 from measuring import numbers, positive
 from torch import Tensor, nn
 from torch.func import functional_call, grad
+from torch.profiler import ProfilerActivity, profile
 
 import tinyfn
 from tinyfn import interop, transforms, tree
@@ -71,7 +76,20 @@ def alone(name: str, batch: int, seq: int, rounds: int) -> None:
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
-    print((after - before) / 1024, min(seconds))
+    print(_held(call) / 2**20, (after - before) / 2**10, min(seconds))
+
+
+def _held(call: Callable[[], object]) -> int:
+    """Bytes of tensors that the call made and that were there at once, at most."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    changes = [e for e in events if e["name"] == "[memory]"]
+    changes.sort(key=lambda e: e["ts"])
+    return max(itertools.accumulate(e["args"]["Bytes"] for e in changes))
 
 
 def _peak() -> int:
@@ -97,19 +115,19 @@ def main() -> None:
     if given.alone:
         return alone(given.alone, batch, seq, given.rounds)
     print(f"torch {torch.__version__}, {given.threads} thread(s)")
-    print(f"| {batch}x{seq} | MiB | × the first | s, least of {given.rounds} | × the first |")
-    print("|---|---|---|---|---|")
+    heads = "MiB of tensors", "MiB of the process", f"s, least of {given.rounds}"
+    print(f"| {batch}x{seq} |" + "".join(f" {head} | × the first |" for head in heads))
+    print("|---" * 7 + "|")
     base: list[float] = []
     for name in candidates(1, 8):
         command = [sys.executable, __file__, *sys.argv[1:], "--alone", name]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        memory, seconds = map(float, done.stdout.split())
-        base = base or [memory, seconds]
-        ratios = memory / base[0], seconds / base[1]
-        print(
-            f"| {name} | {memory:.0f} | {ratios[0]:.2f} | {seconds:.2f} | {ratios[1]:.2f} |",
-            flush=True,
-        )
+        found = [float(number) for number in done.stdout.split()]
+        base = base or found
+        ratios = [f"{a / b:.2f}" for a, b in zip(found, base, strict=True)]
+        tensors, process, seconds = f"{found[0]:.0f}", f"{found[1]:.0f}", f"{found[2]:.2f}"
+        cells = name, tensors, ratios[0], process, ratios[1], seconds, ratios[2]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

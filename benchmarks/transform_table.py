@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from measuring import positive
 from subjects import BATCH, FEATURES, SEQ, SUBJECTS, Subject, normal
 
 STEPS = {1: 2e-3, 2: 4e-3, 3: 5e-3}
@@ -253,7 +254,7 @@ def main() -> None:
     parser.add_argument("subjects", nargs="*", metavar="subject")
     parser.add_argument("--transforms", nargs="+", choices=transforms, default=transforms)
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=positive, default=2)
     parser.add_argument("--seconds", type=float, default=600, help="before a cell counts as hung")
     parser.add_argument(
         "--write", type=Path, nargs="+", default=[], help="files with a place for it"

@@ -360,6 +360,7 @@ BOOL_TENSOR = "be a mask of tinyfn.masks or a bool tensor, True where a query ma
             "masks.causal: offset must be an int or an .* got b",
         ),
         (lambda: masks.prefix(FLOATS), TypeError, "masks.prefix: n must be an integer tensor"),
+        (lambda: masks.padding([[1], [2, 3]]), TypeError, "masks.padding: lengths must be an int"),
         (lambda: masks.padding("ab"), TypeError, "masks.padding: lengths must be an int or an int"),
         (
             lambda: masks.padding([1.5]),

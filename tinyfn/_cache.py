@@ -216,15 +216,17 @@ def decode_step(
     return extend("decode_step", params, cache, tokens, None, self_mask, cross_mask, **options)
 
 
-def put(kept: Tensor, slot: Tensor, new: Tensor) -> Tensor:
-    """What is kept with one position more, as another tensor.
+def put(
+    kept: Tensor, slot: Tensor, new: Tensor, scatter: Callable[..., Tensor] = Tensor.scatter
+) -> Tensor:
+    """What is kept with one position more, as another tensor (in place by `Tensor.scatter_`).
 
     Example:
         >>> put(torch.zeros(1, 3, 1), torch.tensor(1), torch.ones(1, 1, 1)).flatten()
         tensor([0., 1., 0.])
     """
     index = slot.reshape(*slot.shape, 1, 1, 1).expand(new.shape)
-    return kept.scatter(-2, index, new.to(kept.dtype))
+    return scatter(kept, -2, index, new.to(kept.dtype))
 
 
 _NOWHERE = 2**40  # the position of a row whose lengths made no sense: from there on all is NaN

@@ -9,6 +9,7 @@ the batch's, and q_seq and kv_seq are read off where it is used. Masks combine w
     causal() & window(128, 0)            a sliding window
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -275,7 +276,8 @@ def padding(lengths: Batched | Sequence[int]) -> Mask:
                 [[ True,  True]]])
     """
     if isinstance(lengths, list | tuple):
-        lengths = torch.tensor(lengths)
+        with contextlib.suppress(TypeError, ValueError):  # rows of unequal length, or no numbers
+            lengths = torch.tensor(lengths)
     return _mask(_padding, lengths=_whole("padding", "lengths", lengths))
 
 

@@ -61,7 +61,7 @@ def begin(
     known = Known(fresh=prompt.shape[-1] > 1 or lengths is not None)
     logits, cache = own(cache, prompt, lengths, self_mask, source_mask, known, **options)
     owned = readable() and not _levels.forward_mode()
-    write = _put_in_place if owned else put
+    write = partial(put, scatter=Tensor.scatter_) if owned else put  # the cache is nobody else's
     even = lengths is None and capacity == prompt.shape[-1] + request.max_len - 1
 
     def step(cache: Cache, token: Tensor, turn: int) -> tuple[Tensor, Cache]:
@@ -108,12 +108,6 @@ def _check_source(
         requirement = f"have the leading axes of the prompt, {tuple(prompt.shape[:-1])}"
         remedy = "Give every source a prompt, and every prompt a source"
         raise _checks.fail(ValueError, name, "source", requirement, tuple(batch), remedy)
-
-
-def _put_in_place(kept: Tensor, slot: Tensor, new: Tensor) -> Tensor:
-    """As `put`, in a cache that is nobody else's."""
-    index = slot.reshape(*slot.shape, 1, 1, 1).expand(new.shape)
-    return kept.scatter_(-2, index, new.to(kept.dtype))
 
 
 def readable() -> bool:
