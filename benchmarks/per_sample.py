@@ -37,15 +37,12 @@ def candidates(batch: int, seq: int) -> Questions:
         return functional_call(module, weights, (x.unsqueeze(0),)).sin().mean()
 
     def norms_of_gradients() -> Tensor:
-        gradients = tree.leaves(vmap(grad(loss), (None, 0))(params, x))
+        gradients = tree.leaves(per_sample(params, x))
         return torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
 
-    def norms() -> Tensor:
-        return transforms.per_sample_grad_norms(loss)(params, x)
-
-    error = ((norms() - norms_of_gradients()) / norms()).abs().max()
+    norms, per_sample = transforms.per_sample_grad_norms(loss), vmap(grad(loss), (None, 0))
+    error = ((norms(params, x) - norms_of_gradients()) / norms(params, x)).abs().max()
     assert error < 1e-5, error
-    per_sample = vmap(grad(loss), (None, 0))
     per_sample_of_peer = vmap(grad(loss_of_peer), (None, 0))
     calls: Calls = {
         "tinyfn, one gradient of the batch": lambda: grad(loss)(params, x),
@@ -53,7 +50,7 @@ def candidates(batch: int, seq: int) -> Questions:
         "tinyfn, a loop": lambda: [grad(loss)(params, each) for each in x],
         "nn.TransformerEncoder, vmap(grad)": lambda: per_sample_of_peer(weights, x),
         "tinyfn, norms of vmap(grad)": norms_of_gradients,
-        "tinyfn, per_sample_grad_norms": norms,
+        "tinyfn, per_sample_grad_norms": lambda: norms(params, x),
     }
     return {"": calls | opacus_calls(module, x) | jax_calls(params, x)}
 

@@ -4,6 +4,7 @@ The gradient of a weight in y = x Wᵀ is Σ gᵗ xᵗ over the positions t, whe
 Its squared norm is Σ (gˢ·gᵗ)(xˢ·xᵗ): products between positions, and nothing of the weight's size.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,7 +30,8 @@ def per_sample_grad_norms(
     others are. So it holds for any `f`, and pays for one that is composed of this library's
     functions, on sequences that are short beside the width of its layers. Where the gradients of
     many positions cancel, half of the digits of the sum may go. `f` runs for one sample before it
-    runs for all, and may not change in place what it has multiplied.
+    runs for all, unless it uses its params as at the last call, and may not change in place what it
+    has multiplied.
 
     Args:
         f: A function of (params, *args) to one number, the loss of one sample.
@@ -59,6 +61,8 @@ def per_sample_grad_norms(
     Li, Tramèr, Liang and Hashimoto, 2021, arXiv 2110.05679, for sequences.
     """
 
+    last: list[list[_Use]] = []
+
     def norms(params: Params, *args: Any) -> Tensor:
         leaves, spec = _pytree.tree_flatten(params)
         if not leaves:
@@ -66,12 +70,27 @@ def per_sample_grad_norms(
             raise _checks.fail(
                 ValueError, "per_sample_grad_norms", "params", "have a tensor", "none", remedy
             )
-        plan = _Plan(spec, leaves, _noted(f, spec, leaves, in_dims, args))
-        squared = torch.vmap(lambda *sample: _squared_norm(f, plan, sample), in_dims)(*args)
+
+        def squared_norms(uses: list[_Use]) -> Tensor:
+            plan = _Plan(spec, leaves, uses)
+            return torch.vmap(lambda *sample: _squared_norm(f, plan, sample), in_dims)(*args)
+
+        squared = None
+        if last:
+            with contextlib.suppress(_Otherwise):
+                squared = squared_norms(last[0])
+        if squared is None:
+            uses = _noted(f, spec, leaves, in_dims, args)
+            last[:] = [uses] if uses else []
+            squared = squared_norms(uses)
         zero = squared <= 0.0  # where the root has no derivative; NaN stays NaN
         return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt()).to(leaves[0].dtype)
 
     return norms
+
+
+class _Otherwise(ValueError):
+    """The params are used otherwise than planned."""
 
 
 class _Use(NamedTuple):
@@ -100,11 +119,11 @@ class _Plan(NamedTuple):
 
 
 class _Tape:
-    """Notes how leaves are used, and adds to what each use gives the next of `added`."""
+    """Notes how leaves are used, and adds to what each use gives what is planned for it."""
 
-    def __init__(self, added: Sequence[Tensor] = ()) -> None:
+    def __init__(self, planned: Sequence[tuple[_Use, Tensor]] | None = None) -> None:
         self.depth = _levels.depth()
-        self.added = iter(added)
+        self.planned = None if planned is None else iter(planned)
         self.uses: list[_Use] = []
         self.read: list[Tensor] = []
         self.shapes: dict[int, set[torch.Size]] = {}
@@ -116,10 +135,10 @@ class _Tape:
                 view = function(args[0].value, *args[1:], **options)
                 return _leaf(self, args[0].index, view)
             if function is F.linear:
-                x, weight, bias = _bound(*args, **options)
-                result = F.linear(*map(_value, (x, weight, bias)))
-                if not isinstance(x, _Leaf) and _is_affine(weight, bias, result):
-                    return self.use(weight, bias, False, x, result)
+                x, *affine = _bound(*args, **options)
+                weight, bias = map(_value, affine)
+                if not isinstance(x, _Leaf) and _is_affine(weight, bias):
+                    return self.use(*affine, False, x, F.linear(x, weight), bias)
             if function is Tensor.__getitem__ and _looks_up(*args):
                 rows, tokens = args[0].value, args[1]
                 return self.use(args[0], None, True, tokens % len(rows), rows[tokens])
@@ -132,16 +151,29 @@ class _Tape:
         return result
 
     def use(
-        self, matrix: Tensor, vector: Tensor | None, by_row: bool, read: Tensor, result: Tensor
+        self,
+        matrix: Tensor,
+        vector: Tensor | None,
+        by_row: bool,
+        read: Tensor,
+        result: Tensor,
+        bias: Tensor | None = None,
     ) -> Tensor:
         by, to = (x.index if isinstance(x, _Leaf) else None for x in (matrix, vector))
         for x in (matrix, vector):
             if isinstance(x, _Leaf):
                 self.shapes.setdefault(x.index, set()).add(x.value.shape)
-        self.uses.append(_Use(by, to, by_row, result.shape, result.dtype, result.device))
+        use = _Use(by, to, by_row, result.shape, result.dtype, result.device)
+        self.uses.append(use)
         self.read.append(read)
-        added = next(self.added, None)
-        return result if added is None else result + added
+        terms = [] if bias is None else [bias.to(result.dtype)]
+        if self.planned is not None:
+            expected, added = next(self.planned, (None, result))
+            if use != expected:
+                raise _otherwise()
+            terms.append(added)
+        # The sum of the terms has no axis of samples, so that only one sum has.
+        return result + sum(terms[1:], terms[0]) if terms else result
 
 
 class _Leaf(Tensor):
@@ -186,8 +218,8 @@ def _bound(
     return input, weight, bias
 
 
-def _is_affine(weight: Tensor, bias: Tensor | None, result: Tensor) -> bool:
-    return weight.ndim == 2 and (bias is None or bias.shape == result.shape[-1:])
+def _is_affine(weight: Tensor, bias: Tensor | None) -> bool:
+    return weight.ndim == 2 and (bias is None or bias.shape == weight.shape[:1])
 
 
 def _looks_up(x: Any, index: Any) -> bool:
@@ -237,18 +269,14 @@ def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]
     added = [torch.zeros(u.shape, dtype=u.dtype, device=u.device) for u in plan.uses]
 
     def run(direct: list[Tensor], added: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        tape, rest = _Tape(added), iter(direct)
+        tape, rest = _Tape(list(zip(plan.uses, added, strict=True))), iter(direct)
         leaves = [
             _leaf(tape, i, x) if i in named else next(rest) for i, x in enumerate(plan.leaves)
         ]
         result = f(_pytree.tree_unflatten(leaves, plan.spec), *sample)
         _checks.one_number("per_sample_grad_norms", result)
         if tape.otherwise or tape.uses != plan.uses:
-            requirement, actual = "use params alike in every run", "another sequence of calls"
-            remedy = "Let nothing but shapes decide what it calls"
-            raise _checks.fail(
-                ValueError, "per_sample_grad_norms", "f", requirement, actual, remedy
-            )
+            raise _otherwise()
         return result, tape.read
 
     (direct, added), read = torch.func.grad(run, (0, 1), has_aux=True)(direct, added)
@@ -257,6 +285,12 @@ def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]
         with torch.autocast(device, enabled=False):  # squares are summed in single
             return _sum_of_squares(plan, direct, added, read)
     return _sum_of_squares(plan, direct, added, read)
+
+
+def _otherwise() -> Exception:
+    requirement, actual = "use params alike in every run", "another sequence of calls"
+    remedy = "Let nothing but shapes decide what it calls"
+    return _checks.fail(_Otherwise, "per_sample_grad_norms", "f", requirement, actual, remedy)
 
 
 def _sum_of_squares(
