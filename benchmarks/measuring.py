@@ -1,6 +1,7 @@
 """What every benchmark does: interleaved rounds, medians, ratios in a round, a table, a plot."""
 
 import argparse
+import ctypes
 import inspect
 import os
 import platform
@@ -45,6 +46,7 @@ def run(
         "--only", nargs="+", metavar="NAME", help="candidates whose names begin so, and the first"
     )
     parser.add_argument("--compiled", action="store_true", help="measure compiled candidates too")
+    parser.add_argument("--keep-freed", action="store_true", help=keep_freed.__doc__)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="where to draw the ratios")
     given = parser.parse_args()
     for size in given.sizes:
@@ -52,11 +54,14 @@ def run(
             inspect.signature(candidates).bind(*numbers(size))
         except (TypeError, argparse.ArgumentTypeError):
             parser.error(f"a size must be numbers joined by x, such as {sizes[0]}, got {size}")
+    if given.keep_freed:
+        keep_freed()
     torch.set_num_threads(given.threads)
     if hasattr(os, "sched_setaffinity"):  # JAX has no other way to say how many threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
     machine = f"torch {torch.__version__}, {platform.machine()}, {given.threads} thread(s)"
-    print(f"{machine}, float32 products: {torch.get_float32_matmul_precision()}")
+    freed = ", freed memory kept" if given.keep_freed else ""
+    print(f"{machine}, float32 products: {torch.get_float32_matmul_precision()}{freed}")
     results: list[Result] = []
     for size in given.sizes:
         for question, calls in candidates(*numbers(size)).items():
@@ -70,6 +75,18 @@ def run(
             results += found
     if given.plot:
         plot(title, results).savefig(given.plot, dpi=150, bbox_inches="tight")
+
+
+def keep_freed() -> None:
+    """Have glibc keep what is freed, as caching allocators do, so that pages are paid for once."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        raise SystemExit("--keep-freed needs glibc") from None
+    # malloc.h's M_MMAP_THRESHOLD (at its most), M_TRIM_THRESHOLD, M_TOP_PAD.
+    for option, number in ((-3, 2**25), (-1, 2**31 - 1), (-2, 2**28)):
+        if not mallopt(option, number):
+            raise SystemExit(f"--keep-freed: mallopt({option}, {number}) was refused")
 
 
 def positive(text: str) -> int:

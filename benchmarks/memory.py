@@ -4,7 +4,7 @@ An encoder of 12 layers, 256 features, 4 heads, 512 hidden. Each candidate has a
 "Tensors" are the bytes that torch holds at once at most, as its profiler counts them; "process" is
 the peak of the process beyond what it held before, with what the C library keeps of freed memory.
 
-    python benchmarks/memory.py [--size 8x256] [--rounds 3] [--threads 1]
+    python benchmarks/memory.py [--size 8x256] [--rounds 3] [--threads 1] [--keep-freed]
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import numbers, positive
+from measuring import keep_freed, numbers, positive
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.profiler import ProfilerActivity, profile
@@ -64,13 +64,16 @@ def candidates(batch: int, seq: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def alone(name: str, batch: int, seq: int, rounds: int) -> None:
+def alone(name: str, batch: int, seq: int, rounds: int, kept: bool) -> None:
     """Print the MiB and the seconds of one candidate, in this process."""
     candidates(1, 8)[name]()  # what is imported and set up at a first call
     call = candidates(batch, seq)[name]
     before = _peak()
     call()
     after = _peak()
+    if kept:
+        keep_freed()
+        call()
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -106,6 +109,7 @@ def main() -> None:
     parser.add_argument("--size", type=numbers, default=[8, 256], metavar="BATCHxSEQ")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--keep-freed", action="store_true", help=keep_freed.__doc__)
     parser.add_argument("--alone", help="measure this candidate in this process")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -113,8 +117,9 @@ def main() -> None:
         parser.error("argument --size: must be two numbers joined by x, such as 8x256")
     batch, seq = given.size
     if given.alone:
-        return alone(given.alone, batch, seq, given.rounds)
-    print(f"torch {torch.__version__}, {given.threads} thread(s)")
+        return alone(given.alone, batch, seq, given.rounds, given.keep_freed)
+    freed = ", freed memory kept while timed" if given.keep_freed else ""
+    print(f"torch {torch.__version__}, {given.threads} thread(s){freed}")
     heads = "MiB of tensors", "MiB of the process", f"s, least of {given.rounds}"
     print(f"| {batch}x{seq} |" + "".join(f" {head} | × the first |" for head in heads))
     print("|---" * 7 + "|")

@@ -1,6 +1,8 @@
 """The benchmarks' own judgement: what they call right is, and what is not they say."""
 
+import platform
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,6 +122,31 @@ def test_a_plot_has_a_bar_for_each_candidate_and_ours_stands_out():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["nn", "tinyfn.layer", "nn"]
     ours = [bar.get_facecolor() for bar in bars]
     assert ours[0] == ours[2] != ours[1]
+
+
+FAULTS = """
+import ctypes, resource, sys, torch
+sys.path.insert(0, sys.argv[1])
+import measuring
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.ones(2**22) for _ in range(4)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+ctypes.CDLL(None).mallopt(-3, 2**17)  # all large memory is given back, as it is by chance else
+print(pages())
+measuring.keep_freed()
+for _ in range(5): pages()
+print(pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_what_is_freed_is_kept_where_asked_for(fresh_python):
+    folder = str(Path(measuring.__file__).parent)
+    given_back, kept = map(int, fresh_python("-c", FAULTS, folder).split())
+    assert given_back > 1000 > 10 > kept
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,6 @@ def per_sample_grad_norms(
     Reference: Goodfellow, "Efficient Per-Example Gradient Computations", 2015, arXiv 1510.01799;
     Li, Tramèr, Liang and Hashimoto, 2021, arXiv 2110.05679, for sequences.
     """
-
     last: list[list[_Use]] = []
 
     def norms(params: Params, *args: Any) -> Tensor:
