@@ -197,70 +197,118 @@ def test_autograds_own_third_order_of_a_layer_norm(of, hooked, monkeypatch):
     assert torch.autograd.gradgradcheck(slopes, some)
 
 
+@pytest.mark.parametrize("hooked", [True, False])
+@pytest.mark.parametrize("of", ["k", "q v", "q k v"])
+@pytest.mark.parametrize("bias", [None, (3, 4)], ids=str)
+def test_autograds_own_third_order_of_attention(bias, of, hooked, monkeypatch):
+    if not hooked:
+        monkeypatch.setattr(_levels, "_running_node", None)
+    everything = dict(zip("qkv", heads(lead=(2,)), strict=True))
+    mask = masks.causal(1) & masks.window(3, 0)
+    added = None if bias is None else numbers(*bias, seed=4)
+
+    def read(some):
+        each = {**everything, **some}.values()
+        return tinyfn.fused_attention(*each, mask, None, added)
+
+    def slopes(*some):
+        loss = (read(dict(zip(of.split(), some, strict=True))) * numbers(3, 2, seed=3)).sin().sum()
+        return torch.autograd.grad(loss, some, create_graph=True)
+
+    some = tuple(everything[name].requires_grad_() for name in of.split())
+    node: Any = read({}).grad_fn
+    assert (node.name() == "ScaledDotProductFlashAttentionForCpuBackward0") is hooked
+    assert torch.autograd.gradcheck(slopes, some)
+    assert torch.autograd.gradgradcheck(slopes, some)
+
+
+def normed(x):
+    params = {"weight": numbers(4, seed=1).to(x), "bias": numbers(4, seed=2).to(x)}
+    return tinyfn.layer_norm(params, x)
+
+
+def normed_as_written_out(x):
+    centred = x - x.mean(-1, keepdim=True)
+    scaled = centred * (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    return scaled * numbers(4, seed=1) + numbers(4, seed=2)
+
+
+def looked_up(x, attend=tinyfn.fused_attention):
+    return attend(x, x.cos(), x.sin(), masks.causal())
+
+
+def looked_up_with_bias(x, attend=tinyfn.fused_attention):
+    return attend(x, x.cos(), x.sin(), masks.causal(), None, numbers(3, 3, seed=5).to(x))
+
+
+HOOKED = {  # what is hooked, and the same written out
+    "layer norm": (normed, normed_as_written_out),
+    "attention": (looked_up, partial(looked_up, attend=tinyfn.explicit_attention)),
+    "attention with a bias": (
+        looked_up_with_bias,
+        partial(looked_up_with_bias, attend=tinyfn.explicit_attention),
+    ),
+}
+SHAPE = (1, 2, 3, 4)
+hooked_functions = pytest.mark.parametrize(("f", "written_out"), HOOKED.values(), ids=HOOKED)
+
+
 def kept_hooks():
     return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
+@hooked_functions
 @pytest.mark.parametrize("where", ["forward", "backward", "checkpoint", "nowhere"])
-def test_a_recorded_gradient_of_a_layer_norm_where_saving_has_hooks(where):
-    params = {"weight": numbers(4, seed=1), "bias": numbers(4, seed=2)}
-    norm = partial(tinyfn.layer_norm, params)
-
+def test_a_recorded_gradient_where_saving_has_hooks(where, f, written_out):
     def slope(x):
         if where == "checkpoint":
-            y = checkpoint(norm, x, use_reentrant=False)
+            y = checkpoint(f, x, use_reentrant=False)
         else:
             with kept_hooks() if where == "forward" else nullcontext():
-                y = norm(x)
+                y = f(x)
         with kept_hooks() if where == "backward" else nullcontext():
             return torch.autograd.grad(y.sin().sum(), x, create_graph=True)[0]
 
-    x = numbers(2, 4).requires_grad_()
-    expected = torch.func.grad(lambda x: norm(x).sin().sum())
+    x = numbers(*SHAPE).requires_grad_()
+    expected = torch.func.grad(lambda x: written_out(x).sin().sum())
     torch.testing.assert_close(slope(x), expected(x.detach()))
     (second,) = torch.autograd.grad(slope(x).cos().sum(), x)
     wanted = torch.func.grad(lambda x: expected(x).cos().sum())(x.detach())
-    torch.testing.assert_close(second, wanted)
+    torch.testing.assert_close(second, wanted, rtol=1e-6, atol=1e-8)
 
 
+@hooked_functions
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_a_gradient_is_the_same_recorded_or_not(dtype):
-    params = {"weight": numbers(64, seed=1).to(dtype), "bias": numbers(64, seed=2).to(dtype)}
-    x = numbers(5, 64).to(dtype).requires_grad_()
-    y = tinyfn.layer_norm(params, x)
-    given = {"retain_graph": True, "grad_outputs": numbers(5, 64, seed=3).to(dtype)}
+def test_a_gradient_is_the_same_recorded_or_not(dtype, f, written_out):
+    x = numbers(*SHAPE).to(dtype).requires_grad_()
+    y = f(x)
+    given = {"retain_graph": True, "grad_outputs": numbers(*SHAPE, seed=3).to(dtype)}
     (plain,), (recorded,) = (
         torch.autograd.grad(y, x, create_graph=create, **given) for create in (False, True)
     )
     assert torch.equal(plain, recorded)
 
 
-def test_a_layer_norm_of_a_tensor_that_outlived_its_transform():
+@hooked_functions
+def test_a_tensor_that_outlived_its_transform(f, written_out):
     left = []
-    torch.func.grad(lambda x: [x.sum(), left.append(x)][0])(numbers(2, 4))
-    params = tinyfn.init_layer_norm(None, 4, dtype=F64)
-    expected = tinyfn.layer_norm(params, numbers(2, 4))
-    torch.testing.assert_close(tinyfn.layer_norm(params, left[0]), expected)
+    torch.func.grad(lambda x: [x.sum(), left.append(x)][0])(numbers(*SHAPE))
+    torch.testing.assert_close(f(left[0]), written_out(numbers(*SHAPE)))
 
 
-def test_a_batched_gradient_of_a_layer_norm_can_be_differentiated_twice_more():
-    x, basis = numbers(2, 4), torch.eye(8, dtype=F64).reshape(8, 2, 4)
-    params = {"weight": numbers(4, seed=1), "bias": numbers(4, seed=2)}
+@hooked_functions
+def test_a_batched_gradient_can_be_differentiated_twice_more(f, written_out):
+    x, basis = numbers(*SHAPE), torch.eye(24, dtype=F64).reshape(24, *SHAPE)
 
-    def third(norm):
+    def third(f):
         leaf = x.clone().requires_grad_()
         options = {"create_graph": True}
-        (jacobian,) = torch.autograd.grad(norm(leaf), leaf, basis, is_grads_batched=True, **options)
-        (second,) = torch.autograd.grad((jacobian * numbers(8, 2, 4)).sin().sum(), leaf, **options)
+        (jacobian,) = torch.autograd.grad(f(leaf), leaf, basis, is_grads_batched=True, **options)
+        loss = (jacobian * numbers(24, *SHAPE)).sin().sum()
+        (second,) = torch.autograd.grad(loss, leaf, **options)
         return torch.autograd.grad(second.cos().sum(), leaf)[0]
 
-    def written_out(x):
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred * (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
-        return scaled * params["weight"] + params["bias"]
-
-    actual = third(lambda x: tinyfn.layer_norm(params, x))
-    torch.testing.assert_close(actual, third(written_out), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(third(f), third(written_out), rtol=1e-9, atol=1e-9)
 
 
 def test_where_torch_hides_its_levels_everything_is_written_out(monkeypatch, runs):
