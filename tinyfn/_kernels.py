@@ -31,8 +31,7 @@ class Kernel(NamedTuple):
 
     `forward(*inputs)` gives a result, and whatever else `backward(grad, *inputs, *outputs)` needs
     for the gradients of the first `count` inputs; the others have none. `formula(*inputs)` is the
-    result written out. `lift` is how a mapped axis reaches both. `saved` names where a node that
-    torch's autograd makes for `forward` keeps the inputs and outputs, if it makes such a one.
+    result written out. `lift` is how a mapped axis reaches both.
     """
 
     forward: Fused
@@ -40,7 +39,6 @@ class Kernel(NamedTuple):
     formula: Callable[..., Tensor]
     count: int
     lift: Lift
-    saved: tuple[tuple[str, ...], ...] = ()
 
 
 def _run(kernel: Kernel, *inputs: Tensor) -> Tensor:
@@ -48,39 +46,7 @@ def _run(kernel: Kernel, *inputs: Tensor) -> Tensor:
         return kernel.forward(*inputs)[0]
     if _levels.live(*inputs) is _levels.Derivatives.ANY:
         return kernel.formula(*inputs)
-    return _recorded(kernel, *inputs)
-
-
-def _recorded(kernel: Kernel, *inputs: Tensor) -> Tensor:
-    """What autograd records: a hook on torch's own node costs less than a node of ours."""
-    if kernel.saved and not _levels.transformed() and not _levels.saved_by_hooks():
-        result = kernel.forward(*inputs)[0]
-        node: Any = result.grad_fn
-        if all(hasattr(type(node), name) for names in kernel.saved for name in names):
-            node.register_hook(partial(_mend_second_order, kernel))
-            return result
     return _closed(kernel, *inputs)
-
-
-def _mend_second_order(
-    kernel: Kernel, pulled: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, ...] | None:
-    """Closed gradients, where they are to be differentiated: torch's are wrong from there.
-
-    What they are gradients by is asked of the node: a hook that held it would keep it alive for
-    longer than torch does.
-    """
-    grad = grads[0]
-    if grad is None or not torch.is_grad_enabled():
-        return None
-    node = _levels.running_node()
-    inputs, outputs = (tuple(getattr(node, name) for name in names) for names in kernel.saved)
-    if _levels.mapped_by_autograd(grad):  # which takes a Function's graph away
-        gradients = _pull_formula(kernel, grad, *inputs)
-    else:
-        gradients = _pull_forward(kernel, (grad,), inputs, outputs)
-    right = dict(enumerate(gradients))
-    return tuple(None if old is None else right[i] for i, old in enumerate(pulled))
 
 
 def _closed(kernel: Kernel, *inputs: Tensor) -> Tensor:
@@ -88,7 +54,8 @@ def _closed(kernel: Kernel, *inputs: Tensor) -> Tensor:
 
 
 def _pull_forward(kernel: Kernel, grads: Tensors, inputs: Tensors, outputs: Tensors) -> Tensors:
-    if _levels.forward_mode():
+    # Through autograd's own mapping the graph of a Function is lost.
+    if _levels.forward_mode() or _levels.mapped_by_autograd(grads[0]):
         return _pull_formula(kernel, grads[0], *inputs)
     given = (grads[0], *inputs, *outputs)
     if _plain(*given):
@@ -204,21 +171,42 @@ def layer_norm(
         return _layer_norm(eps, x, *params)[0]
     if live is _levels.Derivatives.ANY or (_levels.transformed() and x.numel() < _LEAST_ELEMENTS):
         return formula(x, *params)
-    forward, inputs = partial(_layer_norm, eps), ("_saved_input", "_saved_weight", "_saved_bias")
-    count = 1 + len(params)
-    saved = inputs[:count], _LAYER_NORM_OUTPUTS
-    kernel = Kernel(forward, _layer_norm_backward, formula, count, _lift_by_vmap, saved)
-    return _recorded(kernel, x, *params)
+    forward, count = partial(_layer_norm, eps), 1 + len(params)
+    kernel = Kernel(forward, _layer_norm_backward, formula, count, _lift_by_vmap)
+    if not _levels.transformed() and not _levels.saved_by_hooks():
+        # A hook on torch's own node costs less than a node of ours.
+        normed = forward(x, *params)[0]
+        node: Any = normed.grad_fn
+        if hasattr(type(node), "_saved_input"):
+            node.register_hook(partial(_mend_second_order, kernel))
+            return normed
+    return _closed(kernel, x, *params)
 
 
-# The first, which its derivative does not look at, is not kept: another stands in.
-_LAYER_NORM_OUTPUTS = "_saved_result1", "_saved_result1", "_saved_result2"
 # With fewer elements the pair's calls under torch.func cost more than they save.
 _LEAST_ELEMENTS = 2**18
 
 
 def _layer_norm(eps: float, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensors:
     return torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def _mend_second_order(
+    kernel: Kernel, pulled: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...] | None:
+    """Closed gradients, where they are to be differentiated: torch's are wrong from there.
+
+    What they are gradients by is asked of the node: a hook that held it would keep it alive for
+    longer than torch does.
+    """
+    grad = grads[0]
+    if grad is None or not torch.is_grad_enabled():
+        return None
+    node = _levels.running_node()
+    inputs = (node._saved_input, node._saved_weight, node._saved_bias)[: kernel.count]
+    outputs = (grad, node._saved_result1, node._saved_result2)  # the first is not looked at
+    right = dict(enumerate(_pull_forward(kernel, (grad,), inputs, outputs)))
+    return tuple(None if old is None else right[i] for i, old in enumerate(pulled))
 
 
 def _layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Tensor) -> Tensors:
@@ -261,9 +249,7 @@ def attention(
     on_cpu = has_cpu_pair(q)
     pair = (_cpu_attention, _cpu_backward) if on_cpu else (_sdpa, _sdpa_backward)
     forward, backward = (partial(fused, causal, scale) for fused in pair)
-    saved = _ATTENTION_INPUTS[: 3 + len(bias)], _ATTENTION_OUTPUTS
-    hooked = on_cpu and q.ndim == 4  # with other axes, the last node is a view's
-    kernel = Kernel(forward, backward, formula, 3, _lift_by_axis, saved if hooked else ())
+    kernel = Kernel(forward, backward, formula, 3, _lift_by_axis)
     if on_cpu or not bias:
         return _run(kernel, q, k, v, *bias)
     # Not every kernel of torch reads zeros where all is hidden: there, let it look everywhere.
@@ -271,8 +257,6 @@ def attention(
     return torch.where(blind, 0.0, _run(kernel, q, k, v, torch.where(blind, 0.0, bias[0])))
 
 
-_ATTENTION_INPUTS = "_saved_query", "_saved_key", "_saved_value", "_saved_attn_mask"
-_ATTENTION_OUTPUTS = "_saved_output", "_saved_logsumexp"
 _CPU_PAIR = "_scaled_dot_product_flash_attention_for_cpu"
 
 

@@ -106,7 +106,9 @@ class _Remat(Function):
             return pullback(grads, retain_graph=torch.is_grad_enabled())
 
         given = (*grads, *map(_levels.alive, ctx.saved_tensors))
-        if _levels.live(*given) is _levels.Derivatives.REVERSE:
+        # Through autograd's own mapping the graph of a Function is lost.
+        mapped = any(map(_levels.mapped_by_autograd, grads))
+        if _levels.live(*given) is _levels.Derivatives.REVERSE and not mapped:
             pulled = _Remat.apply(pull, results + count, *given)
         else:
             pulled = pull(*given)
