@@ -78,7 +78,7 @@ def run(
 
 
 def keep_freed() -> None:
-    """Have glibc keep what is freed, as caching allocators do, so that pages are paid for once."""
+    """Have glibc keep what is freed, up to 32 MiB in one piece, as caching allocators do."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

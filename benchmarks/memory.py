@@ -65,7 +65,7 @@ def candidates(batch: int, seq: int) -> dict[str, Callable[[], object]]:
 
 
 def alone(name: str, batch: int, seq: int, rounds: int, kept: bool) -> None:
-    """Print the MiB and the seconds of one candidate, in this process."""
+    """Print MiB of tensors, MiB of this process and seconds of one candidate."""
     candidates(1, 8)[name]()  # what is imported and set up at a first call
     call = candidates(batch, seq)[name]
     before = _peak()

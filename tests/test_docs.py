@@ -86,7 +86,7 @@ def run_page(path: Path) -> dict:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_page(page, tmp_path, monkeypatch):
+def test_page(page, tmp_path, monkeypatch, unchecked):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     run_page(page)

@@ -360,7 +360,13 @@ BOOL_TENSOR = "be a mask of tinyfn.masks or a bool tensor, True where a query ma
             "masks.causal: offset must be an int or an .* got b",
         ),
         (lambda: masks.prefix(FLOATS), TypeError, "masks.prefix: n must be an integer tensor"),
-        (lambda: masks.padding([[1], [2, 3]]), TypeError, "masks.padding: lengths must be an int"),
+        (
+            lambda: masks.padding([[1], [2, 3]]),
+            TypeError,
+            r"masks.padding: lengths must hold .*got \[\[1\], \[",
+        ),
+        (lambda: masks.padding([None]), TypeError, r"masks.padding: lengths must .*got \[None\]"),
+        (lambda: masks.padding([2**70]), TypeError, "masks.padding: lengths must hold ints of 64"),
         (lambda: masks.padding("ab"), TypeError, "masks.padding: lengths must be an int or an int"),
         (
             lambda: masks.padding([1.5]),

@@ -331,36 +331,6 @@ def test_errors_name_what_is_wrong():
         transforms.per_sample_grad_norms(lambda params, x: x.sum())({}, numbers(3, 6))
 
 
-def test_one_sample_runs_first_only_where_params_are_used_anew():
-    runs, parts = [], [1]
-
-    def changing(params, x):
-        runs.append(x)
-        each = [tinyfn.linear(params, (1 + i) * x).tanh().sum() for i in range(parts[0])]
-        return sum(each) + (params["weight"].square().sum() if parts[0] == 3 else 0)
-
-    norms = transforms.per_sample_grad_norms(changing)
-    counts = []
-    for parts[0], seq in [(1, 2), (1, 2), (1, 4), (2, 4), (2, 4), (3, 4), (1, 2)]:
-        x = numbers(3, seq, 6, seed=seq)
-        runs.clear()
-        found = norms(LINEAR, x)
-        counts.append(len(runs))
-        torch.testing.assert_close(found, norms_of_gradients(changing)(LINEAR, x))
-    assert counts == [2, 1, 3, 3, 1, 3, 3]  # what was planned is tried first
-    found = norms({**LINEAR, "other": torch.ones(())}, x)
-    torch.testing.assert_close(found, norms_of_gradients(changing)(LINEAR, x))
-
-
-def test_a_call_that_fails_is_not_what_later_calls_go_by():
-    norms = transforms.per_sample_grad_norms(lambda p, x: tinyfn.linear(p, x).sum())
-    with pytest.raises(ValueError, match="linear: x must have shape"):
-        norms(LINEAR, numbers(3, 5))
-    with Largest() as largest:
-        norms(LINEAR, numbers(8, 2, 6))
-    assert largest.size < 8 * 5 * 6
-
-
 @pytest.mark.parametrize("calls", [(1, 0), (1, 2), (2, 1)])
 def test_a_function_that_is_another_the_second_time_is_refused(calls):
     runs = iter(calls)

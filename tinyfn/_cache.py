@@ -219,7 +219,7 @@ def decode_step(
 def put(
     kept: Tensor, slot: Tensor, new: Tensor, scatter: Callable[..., Tensor] = Tensor.scatter
 ) -> Tensor:
-    """What is kept with one position more, as another tensor (in place by `Tensor.scatter_`).
+    """What is kept with one position more: another tensor, or itself by `Tensor.scatter_`.
 
     Example:
         >>> put(torch.zeros(1, 3, 1), torch.tensor(1), torch.ones(1, 1, 1)).flatten()

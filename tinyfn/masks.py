@@ -9,7 +9,6 @@ the batch's, and q_seq and kv_seq are read off where it is used. Masks combine w
     causal() & window(128, 0)            a sliding window
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -276,8 +275,13 @@ def padding(lengths: Batched | Sequence[int]) -> Mask:
                 [[ True,  True]]])
     """
     if isinstance(lengths, list | tuple):
-        with contextlib.suppress(TypeError, ValueError):  # rows of unequal length, or no numbers
+        try:
             lengths = torch.tensor(lengths)
+        except (RuntimeError, TypeError, ValueError):
+            requirement, remedy = "hold ints of 64 bits, in rows alike", _COUNT
+            raise _checks.fail(
+                TypeError, "masks.padding", "lengths", requirement, repr(lengths), remedy
+            ) from None
     return _mask(_padding, lengths=_whole("padding", "lengths", lengths))
 
 
@@ -416,9 +420,12 @@ def _whole(name: str, argument: str, x: Any) -> Batched:
             argument,
             "be an int or an integer tensor",
             _checks.kind_of(x),
-            "Count positions in whole numbers",
+            _COUNT,
         )
     return cast(int, x)
+
+
+_COUNT = "Count positions in whole numbers"
 
 
 def _check_bool(function: str, tensor: Any) -> None:

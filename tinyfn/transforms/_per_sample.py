@@ -4,7 +4,6 @@ The gradient of a weight in y = x Wᵀ is Σ gᵗ xᵗ over the positions t, whe
 Its squared norm is Σ (gˢ·gᵗ)(xˢ·xᵗ): products between positions, and nothing of the weight's size.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -30,8 +29,7 @@ def per_sample_grad_norms(
     others are. So it holds for any `f`, and pays for one that is composed of this library's
     functions, on sequences that are short beside the width of its layers. Where the gradients of
     many positions cancel, half of the digits of the sum may go. `f` runs for one sample before it
-    runs for all, unless it uses its params as at the last call, and may not change in place what it
-    has multiplied.
+    runs for all, and may not change in place what it has multiplied.
 
     Args:
         f: A function of (params, *args) to one number, the loss of one sample.
@@ -60,7 +58,6 @@ def per_sample_grad_norms(
     Reference: Goodfellow, "Efficient Per-Example Gradient Computations", 2015, arXiv 1510.01799;
     Li, Tramèr, Liang and Hashimoto, 2021, arXiv 2110.05679, for sequences.
     """
-    last: list[list[_Use]] = []
 
     def norms(params: Params, *args: Any) -> Tensor:
         leaves, spec = _pytree.tree_flatten(params)
@@ -69,27 +66,12 @@ def per_sample_grad_norms(
             raise _checks.fail(
                 ValueError, "per_sample_grad_norms", "params", "have a tensor", "none", remedy
             )
-
-        def squared_norms(uses: list[_Use]) -> Tensor:
-            plan = _Plan(spec, leaves, uses)
-            return torch.vmap(lambda *sample: _squared_norm(f, plan, sample), in_dims)(*args)
-
-        squared = None
-        if last:
-            with contextlib.suppress(_Otherwise):
-                squared = squared_norms(last[0])
-        if squared is None:
-            uses = _noted(f, spec, leaves, in_dims, args)
-            last[:] = [uses] if uses else []
-            squared = squared_norms(uses)
+        plan = _Plan(spec, leaves, _noted(f, spec, leaves, in_dims, args))
+        squared = torch.vmap(lambda *sample: _squared_norm(f, plan, sample), in_dims)(*args)
         zero = squared <= 0.0  # where the root has no derivative; NaN stays NaN
         return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt()).to(leaves[0].dtype)
 
     return norms
-
-
-class _Otherwise(ValueError):
-    """The params are used otherwise than planned."""
 
 
 class _Use(NamedTuple):
@@ -118,11 +100,11 @@ class _Plan(NamedTuple):
 
 
 class _Tape:
-    """Notes how leaves are used, and adds to what each use gives what is planned for it."""
+    """Notes how leaves are used, and adds to what each use gives the next of `added`."""
 
-    def __init__(self, planned: Sequence[tuple[_Use, Tensor]] | None = None) -> None:
+    def __init__(self, added: Sequence[Tensor] = ()) -> None:
         self.depth = _levels.depth()
-        self.planned = None if planned is None else iter(planned)
+        self.added = iter(added)
         self.uses: list[_Use] = []
         self.read: list[Tensor] = []
         self.shapes: dict[int, set[torch.Size]] = {}
@@ -134,10 +116,9 @@ class _Tape:
                 view = function(args[0].value, *args[1:], **options)
                 return _leaf(self, args[0].index, view)
             if function is F.linear:
-                x, *affine = _bound(*args, **options)
-                weight, bias = map(_value, affine)
-                if not isinstance(x, _Leaf) and _is_affine(weight, bias):
-                    return self.use(*affine, False, x, F.linear(x, weight), bias)
+                x, weight, bias = _bound(*args, **options)
+                if not isinstance(x, _Leaf) and _is_affine(_value(weight), _value(bias)):
+                    return self.use(weight, bias, False, x, F.linear(x, _value(weight)))
             if function is Tensor.__getitem__ and _looks_up(*args):
                 rows, tokens = args[0].value, args[1]
                 return self.use(args[0], None, True, tokens % len(rows), rows[tokens])
@@ -150,29 +131,17 @@ class _Tape:
         return result
 
     def use(
-        self,
-        matrix: Tensor,
-        vector: Tensor | None,
-        by_row: bool,
-        read: Tensor,
-        result: Tensor,
-        bias: Tensor | None = None,
+        self, matrix: Tensor, vector: Tensor | None, by_row: bool, read: Tensor, result: Tensor
     ) -> Tensor:
         by, to = (x.index if isinstance(x, _Leaf) else None for x in (matrix, vector))
         for x in (matrix, vector):
             if isinstance(x, _Leaf):
                 self.shapes.setdefault(x.index, set()).add(x.value.shape)
-        use = _Use(by, to, by_row, result.shape, result.dtype, result.device)
-        self.uses.append(use)
+        self.uses.append(_Use(by, to, by_row, result.shape, result.dtype, result.device))
         self.read.append(read)
-        terms = [] if bias is None else [bias.to(result.dtype)]
-        if self.planned is not None:
-            expected, added = next(self.planned, (None, result))
-            if use != expected:
-                raise _otherwise()
-            terms.append(added)
-        # The sum of the terms has no axis of samples, so that only one sum has.
-        return result + sum(terms[1:], terms[0]) if terms else result
+        terms = [term for term in (_value(vector), next(self.added, None)) if term is not None]
+        # The terms first: mostly they have no axis of samples, and only one sum has.
+        return result + sum(terms[1:], terms[0]).to(result.dtype) if terms else result
 
 
 class _Leaf(Tensor):
@@ -195,6 +164,10 @@ class _Leaf(Tensor):
         tape = next(leaf.tape for leaf in leaves if isinstance(leaf, _Leaf))
         return tape.call(func, args, kwargs or {})
 
+
+# What checks ask of a param says nothing of how it is used, and __torch_function__ is slow.
+for _name in ("device", "dtype", "ndim", "shape"):
+    setattr(_Leaf, _name, property(lambda leaf, _name=_name: getattr(leaf.value, _name)))
 
 _VIEWS = (Tensor.flatten, Tensor.reshape, Tensor.view)
 
@@ -268,14 +241,18 @@ def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]
     added = [torch.zeros(u.shape, dtype=u.dtype, device=u.device) for u in plan.uses]
 
     def run(direct: list[Tensor], added: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        tape, rest = _Tape(list(zip(plan.uses, added, strict=True))), iter(direct)
+        tape, rest = _Tape(added), iter(direct)
         leaves = [
             _leaf(tape, i, x) if i in named else next(rest) for i, x in enumerate(plan.leaves)
         ]
         result = f(_pytree.tree_unflatten(leaves, plan.spec), *sample)
         _checks.one_number("per_sample_grad_norms", result)
         if tape.otherwise or tape.uses != plan.uses:
-            raise _otherwise()
+            requirement, actual = "use params alike in every run", "another sequence of calls"
+            remedy = "Let nothing but shapes decide what it calls"
+            raise _checks.fail(
+                ValueError, "per_sample_grad_norms", "f", requirement, actual, remedy
+            )
         return result, tape.read
 
     (direct, added), read = torch.func.grad(run, (0, 1), has_aux=True)(direct, added)
@@ -284,12 +261,6 @@ def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]
         with torch.autocast(device, enabled=False):  # squares are summed in single
             return _sum_of_squares(plan, direct, added, read)
     return _sum_of_squares(plan, direct, added, read)
-
-
-def _otherwise() -> Exception:
-    requirement, actual = "use params alike in every run", "another sequence of calls"
-    remedy = "Let nothing but shapes decide what it calls"
-    return _checks.fail(_Otherwise, "per_sample_grad_norms", "f", requirement, actual, remedy)
 
 
 def _sum_of_squares(
