@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyfn import checkpoint, init_transformer, random, tree
+from tinyfn import checkpoint, generation, init_transformer, random, tree
 from tinyfn.__main__ import main
 from tinyfn.pronunciation import data, evaluate, model, train, weights
 
@@ -182,6 +182,44 @@ def test_decoding_takes_the_likeliest_token_each_time():
         assert best.tolist() == row.tolist()
 
 
+@given(st.integers(0, 9), st.sampled_from([1, 3, 6]))
+def test_the_beam_taken_is_the_likeliest_from_both_ends(seed, max_len):
+    params, backward = (model.init(random.key(n), SMALL) for n in (seed, seed + 100))
+    letters = data.encode_words(["cab", "be"])
+    given = {"max_len": max_len, "num_beams": 4}
+    decoded = model.decode(params, letters, backward=backward, **given)
+    for word, row in zip(["cab", "be"], decoded, strict=True):
+        alone = data.encode_words([word])
+        prompt = torch.tensor([[data.START]])
+        found = generation.beam_search(
+            params, prompt, None, alone.ids, max_len=max_len, num_beams=4, n_best=4,
+            end=data.END, length_penalty=0.0, **model.OPTIONS,
+        )  # fmt: skip
+        sums = {}
+        for tokens, length, forward in zip(*(x[0].tolist() for x in found), strict=True):
+            end = tokens[length : length + 1]
+            turned = [*tokens[:length][::-1], *end]
+            said = torch.tensor([[data.START, *turned]])
+            batch = data.Batch(alone, data.Tokens(said, None))
+            chances = model.logits(backward, batch)[0].log_softmax(-1)
+            judged = sum(float(chances[i, token]) for i, token in enumerate(turned))
+            sums[*tokens[:length], *end] = forward + judged
+        (taken,) = [text for text in sums if tuple(row.tolist()[: len(text)]) == text]
+        assert sums[taken] > max(sums.values()) - 1e-5
+
+
+def test_one_beam_leaves_nothing_to_judge():
+    params = model.init(random.key(0), SMALL)
+    with pytest.raises(ValueError, match="decode: num_beams must be 2 or more beside backward"):
+        model.pronounce(params, ["cab"], backward=params)
+
+
+def test_backward_is_every_pronunciation_turned_round():
+    turned = data.backward(WORDS)
+    assert turned["ox"] == [("S", "K", "AA")]
+    assert data.backward(turned) == WORDS
+
+
 def test_sizes_are_read_from_shapes():
     assert model.sizes(model.init(random.key(0), SMALL)) == SMALL
 
@@ -309,6 +347,51 @@ def test_train_writes_weights_that_evaluate_and_pronounce_read(tmp_path, few, ca
     assert picture.stat().st_size > 1000
 
 
+def test_weights_are_kept_in_8_bits(tmp_path):
+    state = train.start(PLAN)
+    file = tmp_path / "weights.safetensors"
+    weights.ship(file, state, PLAN, WORDS, torch.device("cpu"))
+    params = weights.load(file)
+    kept = tree.flatten(params)
+    for name, leaf in tree.flatten(state.params).items():
+        rows = tuple(range(1, leaf.ndim))
+        widest = leaf.abs().amax(rows, keepdim=True) if rows else leaf.abs()
+        # half a step of 127, and what the scale's 16 bits lose
+        assert ((kept[name] - leaf).abs() <= widest * (0.5 / 127 + 2**-10) + 1e-7).all(), name
+    found = weights.record(file)["test"]
+    assert found == evaluate.evaluate(params, WORDS)._asdict()
+    bits = [leaf.dtype for leaf in tree.leaves(checkpoint.load(file)[0])]
+    assert set(bits) == {torch.int8, torch.float16}
+
+
+def test_a_backward_run_judges_beams(tmp_path, few, capsys):
+    out = tmp_path / "run"
+    start = ["train", "--steps", "2", "--limit", "9", *FLAGS]
+    assert main([*start, "--backward", "--out", str(out)]) == 0
+    (command,) = weights.record(out / "weights.safetensors")["commands"]
+    assert "--limit 9 --backward --num-features 8" in command
+    capsys.readouterr()
+    judge = str(out / "weights.safetensors")
+    assert main(["evaluate", "--limit", "3", "--beams", "2", "--backward", judge]) == 0
+    assert "2 beams, from both ends" in capsys.readouterr().out
+    assert main(["pronounce", "cough", "--beams", "2", "--backward", judge]) == 0
+    assert capsys.readouterr().out.startswith("cough  ")
+    assert main(["pronounce", "cough", "--weights", judge]) == 2
+    assert "path must be of a run without --backward, got" in capsys.readouterr().err
+    assert main(["pronounce", "cough", "--backward", str(weights.SHIPPED)]) == 2
+    assert "path must be of a run with --backward, got" in capsys.readouterr().err
+
+
+def test_a_backward_run_learns_phonemes_from_the_end(tmp_path, few, monkeypatch):
+    taken = []
+    monkeypatch.setattr(train, "run", lambda state, plan, batches, *rest: taken.append(batches))
+    run = ["train", "--steps", "1", "--limit", "5", "--out", str(tmp_path), *FLAGS]
+    assert main(run) == main([*run, "--backward"]) == 130
+    forward, backward = (data.decode_pronunciations(b.pairs.phonemes.ids) for b in taken)
+    assert sorted(one[::-1] for one in forward) == sorted(backward)
+    assert forward != backward
+
+
 def test_words_are_read_from_standard_input(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("cough dough\n\nrough\n"))
     assert main(["pronounce"]) == 0
@@ -328,8 +411,8 @@ def test_evaluate_prints_searches_intervals_and_confusions(few, capsys):
     lines = capsys.readouterr().out.splitlines()
     titles = [line.split("  ")[0] for line in lines if line and not line.startswith(" ")]
     assert titles[0] == "greedy"
-    assert "beam search, 2 beams" in titles
-    assert len([line for line in lines if line.startswith("95% of draws")]) == 2
+    assert {"beam search, 2 beams", "2 beams, from both ends"} <= set(titles)
+    assert len([line for line in lines if line.startswith("95% of draws")]) == 3
     assert main(["evaluate", "--limit", "3", "--beams", "1"]) == 0
     assert "beam search" not in capsys.readouterr().out
 
@@ -367,15 +450,18 @@ def test_an_interval_holds_most_of_what_is_drawn_anew():
     assert phonemes[0] < 100 / 500 < phonemes[1]
 
 
-def test_shipped_weights_are_small_and_as_good_as_their_record_says():
-    found = weights.record()
-    assert weights.SHIPPED.stat().st_size <= 8_000_000
-    assert found["test"]["word_error"] <= 0.40
-    assert found["test"]["phoneme_error"] <= 0.10
+def test_shipped_weights_are_small_and_as_good_as_their_records_say():
+    files = (weights.SHIPPED, weights.SHIPPED_BACKWARD)
+    assert sum(file.stat().st_size for file in files) <= 8_000_000
     words = dict(list(data.split(dictionary())["test"].items())[::30])
-    errors = evaluate.evaluate(weights.load(), words)
-    assert errors.phoneme_error == pytest.approx(found["test"]["phoneme_error"], abs=0.04)
-    assert errors.word_error == pytest.approx(found["test"]["word_error"], abs=0.12)
+    for file, backward in zip(files, (False, True), strict=True):
+        test = weights.record(file)["test"]
+        assert test["word_error"] <= 0.40
+        assert test["phoneme_error"] <= 0.10
+        listed = data.backward(words) if backward else words
+        errors = evaluate.evaluate(weights.load(file, backward=backward), listed)
+        assert errors.phoneme_error == pytest.approx(test["phoneme_error"], abs=0.04)
+        assert errors.word_error == pytest.approx(test["word_error"], abs=0.12)
 
 
 def test_minutes_make_a_plan(tmp_path, few, capsys):

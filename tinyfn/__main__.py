@@ -13,6 +13,7 @@ import torch
 
 from tinyfn import _checks, plotting, tree
 from tinyfn.pronunciation import data, evaluate, model, train, weights
+from tinyfn.types import Params
 
 SHOWN = ("science", "physics", "chalk", "psalm", "mirage")  # test words
 
@@ -75,6 +76,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     ):
         plan.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     plan.add_argument("--dtype", choices=["float32", "bfloat16"], help="of products (float32)")
+    from_end = "say phonemes from the end, to judge beams"
+    plan.add_argument("--backward", action="store_true", default=None, help=from_end)
 
 
 def _positive(text: str) -> float:
@@ -104,6 +107,8 @@ def _train(options: argparse.Namespace) -> int:
     if found and options.steps is not None:
         plan = train.replanned(*found, options.steps)
     sides = _limited(data.split(data.load()), plan.limit)
+    if plan.backward:
+        sides = {name: data.backward(words) for name, words in sides.items()}
     batches = data.Batches(data.pairs(sides["train"]), plan.max_tokens)
     if options.steps is None and not found:
         steps = train.planned_steps(options.minutes or 10.0, plan, batches, device, mesh)
@@ -125,13 +130,21 @@ def _train(options: argparse.Namespace) -> int:
     if not done:
         print(f"stopped after step {state.step}; --resume goes on from there", file=sys.stderr)
         return 130
-    test = evaluate.evaluate(state.params, sides["test"])
-    weights.ship(options.out / "weights.safetensors", state, plan, test, device)
+    test = weights.ship(options.out / "weights.safetensors", state, plan, sides["test"], device)
     print(_table("", {"test": test}))
     return 0
 
 
-_PLAN = {"seed", "max_tokens", "peak_rate", "dropout_p", "label_smoothing", "dtype", "limit"}
+_PLAN = {
+    "seed",
+    "max_tokens",
+    "peak_rate",
+    "dropout_p",
+    "label_smoothing",
+    "dtype",
+    "limit",
+    "backward",
+}
 
 
 def _plan(options: argparse.Namespace) -> train.Plan:
@@ -216,16 +229,31 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _add_weights(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", type=Path, default=weights.SHIPPED, metavar="FILE", help="(those shipped)")
+    judge = "of a run with --backward, which judges beams too (that shipped with those shipped)"
+    add("--backward", type=Path, metavar="FILE", help=judge)
     add("--device", default="cpu", help="cpu (default), cuda, mps, ...")
 
 
+def _models(options: argparse.Namespace) -> tuple[Params, Params | None]:
+    """The model that says phonemes from the beginning, and one from the end, if there is one."""
+    device, path = _device(options.device), options.backward
+    if path is None and options.weights == weights.SHIPPED:
+        path = weights.SHIPPED_BACKWARD
+    params = weights.load(options.weights, device)
+    return params, path and weights.load(path, device, backward=True)
+
+
 def _evaluate(options: argparse.Namespace) -> int:
-    params = weights.load(options.weights, _device(options.device))
+    params, backward = _models(options)
     words = _limited(data.split(data.load()), options.limit)["test"]
-    searches = {1: "greedy"}
-    searches.setdefault(options.beams, f"beam search, {options.beams} beams")
-    for num_beams, name in searches.items():
-        found = model.pronounce(params, list(words), num_beams=num_beams)
+    searches: dict[str, dict[str, Any]] = {"greedy": {}}
+    if options.beams > 1:
+        beams, name = {"num_beams": options.beams}, f"{options.beams} beams"
+        searches[f"beam search, {name}"] = beams
+        if backward:
+            searches[f"{name}, from both ends"] = {**beams, "backward": backward}
+    for name, search in searches.items():
+        found = model.pronounce(params, list(words), **search)
         print(_report(name, words, found), end="\n\n")
     listed = list(words.values())
     most = evaluate.confusions(found, listed)[:10]
@@ -292,6 +320,8 @@ def _add_pronounce(parser: argparse.ArgumentParser) -> None:
     _add_weights(parser)
     words = "of the letters a to z; without any, those of standard input are read"
     parser.add_argument("words", nargs="*", metavar="WORD", help=words)
+    beams = "keep so many, and let both models judge (1: quick)"
+    parser.add_argument("--beams", type=_count, default=1, metavar="N", help=beams)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw where its heads look")
 
 
@@ -304,10 +334,13 @@ def _pronounce(options: argparse.Namespace) -> int:
         )
     if options.plot and not options.words:
         raise _checks.fail(ValueError, "pronounce", "--plot", "have one WORD", "none", "Name it")
-    params = weights.load(options.weights, _device(options.device))
+    params, backward = _models(options)
+    search: dict[str, Any] = {"num_beams": options.beams}
+    if options.beams > 1:
+        search["backward"] = backward
     for words in [options.words] if options.words else _batches(sys.stdin):
         width = max(map(len, words), default=0)
-        for word, phonemes in zip(words, model.pronounce(params, words), strict=True):
+        for word, phonemes in zip(words, model.pronounce(params, words, **search), strict=True):
             print(f"{word:{width}}  {' '.join(phonemes)}")
     if options.plot:
         phonemes, layers = model.cross_attention(params, *options.words)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tinyfn import (
+    _checks,
     cross_entropy,
     generation,
     init_rms_norm,
@@ -143,6 +144,7 @@ def decode(
     *,
     max_len: int,
     num_beams: int = 1,
+    backward: Params | None = None,
     options: dict[str, Any] = OPTIONS,
 ) -> Int64[Tensor, "words seq"]:
     """The likeliest phonemes of each word.
@@ -152,20 +154,55 @@ def decode(
         letters: The words.
         max_len: How many phonemes at most.
         num_beams: How many beginnings are kept; 1 takes the likeliest phoneme each time.
-        options: As the model was trained with.
+        backward: Params of a model that was trained to say phonemes from the end. Of the beams,
+            the one whose log chances by both models have the largest sum is taken.
+        options: As both models were trained with.
+
+    Raises:
+        ValueError: There is a `backward` and one beam, of which it has nothing to choose.
+
+    Reference: Liu et al., "Agreement on Target-Bidirectional LSTMs for Sequence-to-Sequence
+    Learning", AAAI 2016.
 
     Example:
         >>> from tinyfn import random
         >>> decode(init(random.key(0), SIZES), data.encode_words(["a"]), max_len=1).shape
         torch.Size([1, 1])
     """
+    if backward is not None and num_beams == 1:
+        requirement, remedy = "be 2 or more beside backward", "Keep more beams, or leave it out"
+        raise _checks.fail(ValueError, "decode", "num_beams", requirement, num_beams, remedy)
     start = letters.ids.new_full((len(letters.ids), 1), data.START)
     given = (params, start, None, letters.ids, _seen(letters))
     limits = {"max_len": max_len, "end": data.END}
     if num_beams == 1:
         return generation.greedy(*given, **limits, **options).tokens
-    beams = {"num_beams": num_beams, "length_penalty": LENGTH_PENALTY}
-    return generation.beam_search(*given, **limits, **beams, **options).tokens[:, 0]
+    beams: dict[str, Any] = {"num_beams": num_beams, "length_penalty": LENGTH_PENALTY}
+    if backward is None:
+        return generation.beam_search(*given, **limits, **beams, **options).tokens[:, 0]
+    beams["n_best"] = num_beams
+    found = generation.beam_search(*given, **limits, **beams, **options)
+    scores = found.scores + _from_the_end(backward, letters, found, options)
+    rows = torch.arange(len(scores), device=scores.device)
+    return found.tokens[rows, scores.argmax(-1)]
+
+
+def _from_the_end(
+    params: Params, letters: data.Tokens, beams: generation.Beams, options: dict[str, Any]
+) -> Float[Tensor, "words beams"]:
+    """The log chance of each beam, its end included, by a model that says it backward."""
+    many, max_len = beams.tokens.shape[1:]
+    read = None if letters.lengths is None else letters.lengths.repeat_interleave(many, 0)
+    repeated = data.Tokens(letters.ids.repeat_interleave(many, 0), read)
+    tokens, lengths = beams.tokens.flatten(0, 1), beams.lengths.flatten().unsqueeze(-1)
+    place = torch.arange(max_len, device=tokens.device)
+    turned = torch.where(place < lengths, lengths - 1 - place, place)
+    tokens = tokens.gather(-1, turned).clamp(min=0)  # -1 where there is no beam
+    start = torch.full_like(tokens[:, :1], data.START)
+    given = (params, start, tokens, None, repeated.ids, _seen(repeated))
+    with torch.no_grad():
+        chances = generation.log_probs(*given, **options)
+    return torch.where(place <= lengths, chances, 0.0).sum(-1).unflatten(0, (-1, many))
 
 
 def pronounce(
@@ -174,6 +211,7 @@ def pronounce(
     *,
     batch_size: int = 256,
     num_beams: int = 1,
+    backward: Params | None = None,
     options: dict[str, Any] = OPTIONS,
 ) -> list[data.Pronunciation]:
     """The phonemes of words.
@@ -183,10 +221,11 @@ def pronounce(
         words: Of the letters a to z.
         batch_size: How many words are decoded at once; words of similar length go together.
         num_beams: As in `decode`.
+        backward: As in `decode`.
         options: As the model was trained with.
 
     Raises:
-        ValueError: A word is empty, or has other characters.
+        ValueError: A word is empty, or has other characters, or `decode` cannot use `backward`.
 
     Example:
         >>> from tinyfn import random
@@ -200,7 +239,14 @@ def pronounce(
         chosen = by_length[start : start + batch_size]
         letters = data.encode_words([words[i] for i in chosen]).to(device)
         most = _most_phonemes(letters.ids.shape[-1])
-        decoded = decode(params, letters, max_len=most, num_beams=num_beams, options=options)
+        decoded = decode(
+            params,
+            letters,
+            max_len=most,
+            num_beams=num_beams,
+            backward=backward,
+            options=options,
+        )
         for i, phonemes in zip(chosen, data.decode_pronunciations(decoded), strict=True):
             found[i] = phonemes[: _most_phonemes(len(words[i]))]
     return found

@@ -49,6 +49,7 @@ class Plan:
         label_smoothing: Share of a target's probability that is spread over all tokens.
         dtype: Of the products; the params and their averages stay float32.
         limit: Use only the first words of each side.
+        backward: Pronunciations are said from their end to their beginning.
     """
 
     steps: int
@@ -62,6 +63,7 @@ class Plan:
     label_smoothing: float = 0.05
     dtype: str = "float32"
     limit: int | None = None
+    backward: bool = False
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""Trained weights and the record beside them: how they were made, and how good they are."""
+"""Trained weights and the record beside them: how they were made, and how good they are.
+
+Matrices are kept in 8 bits, with a scale for each row.
+"""
 
 import json
 from dataclasses import asdict
@@ -9,22 +12,32 @@ from typing import Any
 import torch
 
 from tinyfn import _checks, checkpoint, random, tree
-from tinyfn.pronunciation import model
-from tinyfn.pronunciation.evaluate import Errors
+from tinyfn.pronunciation import data, model
+from tinyfn.pronunciation.evaluate import Errors, evaluate
 from tinyfn.pronunciation.train import Plan, State
 from tinyfn.types import Params
 
 SHIPPED = Path(__file__).with_name("weights.safetensors")
+SHIPPED_BACKWARD = Path(__file__).with_name("backward.safetensors")
+_WIDEST = 127  # of 8 bits with a sign
 
 
-def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Params:
+def load(
+    path: str | Path = SHIPPED, device: str | torch.device = "cpu", *, backward: bool = False
+) -> Params:
     """The params of a file, once their names and shapes are those of a model of this job.
+
+    Args:
+        path: A file that `train` wrote.
+        device: Where the params shall be.
+        backward: Whether they shall be those of a model that says phonemes from the end.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is not whole, or holds other params.
     """
-    params, _ = checkpoint.load(path, device, torch.float32)
+    params, kept = checkpoint.load(path, device, torch.float32)
+    params = _widened(params)
     try:
         sizes = model.sizes(params)
     except (KeyError, IndexError, TypeError, AttributeError):
@@ -37,7 +50,38 @@ def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Para
             "Pass the weights.safetensors of a run, or leave --weights out",
         ) from None
     checkpoint.check_shapes(params, model.init(random.key(0), sizes))
+    if kept.get("backward", False) != backward:
+        flag, other = ("--backward", "--weights") if backward else ("--weights", "--backward")
+        requirement = f"be of a run {'with' if backward else 'without'} --backward"
+        remedy = f"Pass it as {other}, or another file as {flag}"
+        actual = repr(str(path))
+        raise _checks.fail(ValueError, "weights.load", "path", requirement, actual, remedy)
     return params
+
+
+def _narrowed(params: Params) -> Params:
+    """Matrices as whole numbers of 8 bits beside the scale of each row, vectors in 16 bits."""
+
+    def narrow(leaf: torch.Tensor) -> Any:
+        if leaf.ndim < 2:
+            return leaf.half()
+        rows = tuple(range(1, leaf.ndim))
+        scale = (leaf.abs().amax(rows, keepdim=True) / _WIDEST).half()
+        whole = (leaf / scale.float().clamp(min=1e-12)).round().clamp(-_WIDEST, _WIDEST)
+        return {"int8": whole.to(torch.int8), "scale": scale}
+
+    return tree.map(narrow, params)
+
+
+def _widened(params: Any) -> Any:
+    """What `_narrowed` made, in 32 bits again; other params as they are."""
+    if isinstance(params, list):
+        return [_widened(part) for part in params]
+    if not isinstance(params, dict):
+        return params
+    if params.keys() == {"int8", "scale"}:
+        return params["int8"] * params["scale"]
+    return {name: _widened(part) for name, part in params.items()}
 
 
 def record(path: str | Path = SHIPPED) -> dict[str, Any]:
@@ -46,9 +90,21 @@ def record(path: str | Path = SHIPPED) -> dict[str, Any]:
     return json.loads(beside.read_text()) if beside.is_file() else {}
 
 
-def ship(path: str | Path, state: State, plan: Plan, test: Errors, device: torch.device) -> None:
-    """Writes weights in half precision, and their record beside them."""
-    checkpoint.save(path, tree.cast(state.params, torch.float16))
+def ship(
+    path: str | Path, state: State, plan: Plan, words: data.Dictionary, device: torch.device
+) -> Errors:
+    """Writes weights in 8 bits, and beside them their record, with what those get wrong.
+
+    Args:
+        path: Of the weights.
+        state: At the end of the run.
+        plan: Of the run.
+        words: That it has not seen, with their listed pronunciations.
+        device: On which it ran.
+    """
+    params = tree.map(lambda leaf: leaf.detach(), state.params)
+    checkpoint.save(path, _narrowed(params), {"backward": plan.backward})
+    test = evaluate(load(path, device, backward=plan.backward), words)
     stretch = max(1, len(state.losses) // 200)
     stretches = [state.losses[i : i + stretch] for i in range(0, len(state.losses), stretch)]
     found = {
@@ -67,13 +123,15 @@ def ship(path: str | Path, state: State, plan: Plan, test: Errors, device: torch
     }
     text = json.dumps(found, indent=2)
     checkpoint.write(Path(path).with_suffix(".json"), f"{text}\n".encode())
+    return test
 
 
 def commands(state: State, plan: Plan) -> list[str]:
     """The command lines of a run: the first, and those that gave it another end later."""
     usual, chosen = ({**asdict(p), **p.sizes, "sizes": {}} for p in (Plan(steps=0), plan))
     chosen["steps"] = state.ends[0][1]
-    given = [f"--{n.replace('_', '-')} {v}" for n, v in chosen.items() if v != usual[n]]
+    changed = {n.replace("_", "-"): v for n, v in chosen.items() if v != usual[n]}
+    given = [f"--{n}" if v is True else f"--{n} {v}" for n, v in changed.items()]
     later = [f"at step {at}: --resume --steps {steps}" for at, steps in state.ends[1:]]
     return [" ".join(["python -m tinyfn train", *given]), *later]
 
