@@ -392,6 +392,25 @@ def test_a_backward_run_learns_phonemes_from_the_end(tmp_path, few, monkeypatch)
     assert forward != backward
 
 
+def test_a_run_begins_from_the_weights_of_another(tmp_path, few, capsys):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(["train", "--steps", "3", "--limit", "9", "--out", str(one), *FLAGS]) == 0
+    file = str(one / "weights.safetensors")
+    further = ["train", "--limit", "9", "--warm-up", "0.5", "--begin", file, "--out", str(two)]
+    assert main([*further, "--steps", "1", "--peak-rate", "1e-9"]) == 0  # the rate moves nothing
+    begun, ended = (tree.flatten(weights.load(out / "weights.safetensors")) for out in (one, two))
+    for name, leaf in begun.items():
+        assert torch.allclose(ended[name], leaf, atol=2e-3 * float(leaf.abs().max())), name
+    found = weights.record(two / "weights.safetensors")
+    assert f"--warm-up 0.5 --limit 9 --begin {file}" in found["commands"][0]
+    assert found["begun_from"] == weights.record(file)
+    moments = train.resume(two / train.CHECKPOINT)[0].optimizer.state_dict()["state"]
+    assert {int(moment["step"]) for moment in moments.values()} == {1}  # its own, not the other's
+    assert main([*further, "--steps", "2", "--backward"]) == 0  # either direction
+    (one / "weights.safetensors").unlink()  # a checkpoint is all that a run goes on from
+    assert main(["train", "--resume", "--steps", "4", "--out", str(two)]) == 0
+
+
 def test_words_are_read_from_standard_input(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("cough dough\n\nrough\n"))
     assert main(["pronounce"]) == 0
@@ -537,6 +556,9 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
         (["train", "--minutes", 1, "--steps", 2], "not allowed with argument"),
         (["train", "--steps", 1, "--num-heads", 3, "--out", out], "num_heads must divide num_fea"),
         (["train", "--steps", 1, "--out", text], "File exists"),
+        (["train", "--begin", text, "--out", out], "must be a whole safetensors file, got"),
+        (["train", "--begin", weights.SHIPPED, "--num-heads", 2], "--begin must have the sizes"),
+        (["train", "--resume", "--out", out, "--begin", text], "got --begin"),
         (["dance"], "invalid choice: 'dance'"),
     ]:
         code, lines = said(capsys, arguments)

@@ -69,6 +69,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         ("seed", int, "where randomness starts (0)"),
         ("max-tokens", _count, "letters and phonemes in a batch (2048)"),
         ("peak-rate", _positive, "highest learning rate (0.003)"),
+        ("warm-up", _share, "share of the steps in which that rate is reached (0.05)"),
         ("dropout-p", _share, "chance of a drop (0)"),
         ("label-smoothing", _share, "share of a target spread over all tokens (0.05)"),
         ("limit", _count, "use only this many words of each side"),
@@ -78,6 +79,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--dtype", choices=["float32", "bfloat16"], help="of products (float32)")
     from_end = "say phonemes from the end, to judge beams"
     plan.add_argument("--backward", action="store_true", default=None, help=from_end)
+    begin = "begin from these weights, of which the model has the sizes"
+    plan.add_argument("--begin", metavar="FILE", help=begin)
 
 
 def _positive(text: str) -> float:
@@ -103,7 +106,8 @@ def _train(options: argparse.Namespace) -> int:
     torch.set_float32_matmul_precision("medium")  # on a CPU oneDNN's products, no less exact
     mesh = _mesh(options.parallel, device)
     found = train.resume(_checkpoint(options), device, mesh) if options.resume else None
-    plan = found[1] if found else _plan(options)
+    begun = weights.load(options.begin, device, backward=None) if options.begin else None
+    plan = found[1] if found else _plan(options, begun)
     if found and options.steps is not None:
         plan = train.replanned(*found, options.steps)
     sides = _limited(data.split(data.load()), plan.limit)
@@ -113,7 +117,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.steps is None and not found:
         steps = train.planned_steps(options.minutes or 10.0, plan, batches, device, mesh)
         plan = dataclasses.replace(plan, steps=steps)
-    state = found[0] if found else train.start(plan, device, mesh)
+    state = found[0] if found else train.start(plan, device, mesh, params=begun)
     options.out.mkdir(parents=True, exist_ok=True)
     first = mesh is None or mesh.get_rank() == 0  # it speaks for all
     if first:
@@ -139,17 +143,25 @@ _PLAN = {
     "seed",
     "max_tokens",
     "peak_rate",
+    "warm_up",
     "dropout_p",
     "label_smoothing",
     "dtype",
     "limit",
     "backward",
+    "begin",
 }
 
 
-def _plan(options: argparse.Namespace) -> train.Plan:
+def _plan(options: argparse.Namespace, begun: Params | None) -> train.Plan:
     given = {name: value for name, value in vars(options).items() if value is not None}
-    sizes = {name: given.get(name, size) for name, size in model.SIZES.items()}
+    sizes = model.SIZES if begun is None else model.sizes(begun)
+    sizes = {name: given.get(name, size) for name, size in sizes.items()}
+    if begun is not None and sizes != model.sizes(begun):
+        flags = [f"--{name.replace('_', '-')}" for name in model.SIZES if name in given]
+        remedy = f"Leave out {', '.join(flags)}"
+        requirement, actual = f"have the sizes {sizes}", f"a file of {model.sizes(begun)}"
+        raise _checks.fail(ValueError, "train", "--begin", requirement, actual, remedy)
     chosen = {name: given[name] for name in _PLAN & given.keys()}
     return train.Plan(steps=given.get("steps", 1), sizes=sizes, **chosen)
 

@@ -50,6 +50,7 @@ class Plan:
         dtype: Of the products; the params and their averages stay float32.
         limit: Use only the first words of each side.
         backward: Pronunciations are said from their end to their beginning.
+        begin: The file of weights that it begins from; drawn weights if None.
     """
 
     steps: int
@@ -64,6 +65,7 @@ class Plan:
     dtype: str = "float32"
     limit: int | None = None
     backward: bool = False
+    begin: str | None = None
 
 
 @dataclass
@@ -85,11 +87,18 @@ class State:
     mesh: DeviceMesh | None = None
 
 
-def start(plan: Plan, device: Device = "cpu", mesh: DeviceMesh | None = None) -> State:
-    """The state before the first step."""
+def start(
+    plan: Plan,
+    device: Device = "cpu",
+    mesh: DeviceMesh | None = None,
+    *,
+    params: Params | None = None,
+) -> State:
+    """The state before the first step, of given params if there are any."""
     key = random.key(plan.seed)
-    fresh = model.init(random.fold_in(key, 0), plan.sizes)
-    params = tree.map(lambda leaf: leaf.to(device).requires_grad_(), fresh)
+    if params is None:
+        params = model.init(random.fold_in(key, 0), plan.sizes)
+    params = tree.map(lambda leaf: leaf.detach().to(device, copy=True).requires_grad_(), params)
     if mesh is not None:
         from tinyfn import sharding
 

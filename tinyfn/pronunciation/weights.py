@@ -23,14 +23,18 @@ _WIDEST = 127  # of 8 bits with a sign
 
 
 def load(
-    path: str | Path = SHIPPED, device: str | torch.device = "cpu", *, backward: bool = False
+    path: str | Path = SHIPPED,
+    device: str | torch.device = "cpu",
+    *,
+    backward: bool | None = False,
 ) -> Params:
     """The params of a file, once their names and shapes are those of a model of this job.
 
     Args:
         path: A file that `train` wrote.
         device: Where the params shall be.
-        backward: Whether they shall be those of a model that says phonemes from the end.
+        backward: Whether they shall be those of a model that says phonemes from the end;
+            None takes either.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -50,7 +54,7 @@ def load(
             "Pass the weights.safetensors of a run, or leave --weights out",
         ) from None
     checkpoint.check_shapes(params, model.init(random.key(0), sizes))
-    if kept.get("backward", False) != backward:
+    if backward is not None and kept.get("backward", False) != backward:
         flag, other = ("--backward", "--weights") if backward else ("--weights", "--backward")
         requirement = f"be of a run {'with' if backward else 'without'} --backward"
         remedy = f"Pass it as {other}, or another file as {flag}"
@@ -121,6 +125,8 @@ def ship(
         "mean_losses": [round(sum(losses) / len(losses), 4) for losses in stretches],
         "steps_in_a_mean": stretch,
     }
+    if plan.begin is not None:
+        found["begun_from"] = record(plan.begin)
     text = json.dumps(found, indent=2)
     checkpoint.write(Path(path).with_suffix(".json"), f"{text}\n".encode())
     return test
