@@ -1,5 +1,6 @@
 """What tests against transformers stand on."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -25,3 +26,14 @@ def _in_double() -> Iterator[None]:
 def in_double() -> Callable[[], AbstractContextManager[None]]:
     """Where transformers says float32, as in its norms and angles, it computes in float64."""
     return _in_double
+
+
+@pytest.fixture
+def name_of_cache() -> Callable[[torch.nn.Module], str]:
+    """What a model's forward calls its cache, and its output likewise: it depends on the release."""
+
+    def found(model: torch.nn.Module) -> str:
+        taken = inspect.signature(model.forward).parameters
+        return "cache" if "cache" in taken else "past_key_values"
+
+    return found

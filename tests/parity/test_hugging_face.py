@@ -171,16 +171,16 @@ def test_padding(name, side, dtype, in_double):
 
 @every_language_model
 @DTYPES
-def test_a_token_at_a_time_with_a_cache(name, dtype, in_double):
+def test_a_token_at_a_time_with_a_cache(name, dtype, in_double, name_of_cache):
     """The cache of a sliding window is a ring no longer than it."""
     steps, kept = [], None
     exact = in_double() if dtype == torch.float64 else contextlib.nullcontext()
     with exact, torch.no_grad():
         model = model_of(name, dtype)
         for token in TOKENS.T:
-            out = model(token[:, None], past_key_values=kept, use_cache=True)
+            out = model(token[:, None], **{name_of_cache(model): kept}, use_cache=True)
             steps.append(out.logits[:, 0])
-            kept = out.past_key_values
+            kept = out[name_of_cache(model)]
     params, options, _ = interop.from_hugging_face(model)
     back, _ = masks.reach(options.get("self_mask", masks.causal()))
     cache = tinyfn.init_cache(params, capacity=7 if back is None else back + 1, batch=(2,))

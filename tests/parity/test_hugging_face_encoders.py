@@ -364,7 +364,7 @@ def test_encoders_with_decoders_agree(family, options, dtype):
 
 @WITH_PAIRS
 @pytest.mark.usefixtures("exact_norms")
-def test_a_token_at_a_time_agrees(family, options):
+def test_a_token_at_a_time_agrees(family, options, name_of_cache):
     model = conditional(family, **options)
     params, options, _ = interop.from_hugging_face(model)
     real, cross = masks.padding(LENGTHS), {"cross_attend": options["cross_attend"]}
@@ -374,9 +374,9 @@ def test_a_token_at_a_time_agrees(family, options):
     past = None
     for at in range(TARGET.shape[1]):
         token = TARGET[:, at]
-        given = {"attention_mask": REAL.long(), "past_key_values": past, "use_cache": True}
+        given = {"attention_mask": REAL.long(), name_of_cache(model): past, "use_cache": True}
         theirs = model(TOKENS, decoder_input_ids=token[:, None], **given)
-        past = theirs.past_key_values
+        past = theirs[name_of_cache(model)]
         logits, cache = tinyfn.decode_step(params, cache, token, cross_mask=real, **options)
         close(logits, theirs.logits[:, 0])
 
