@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import reference
 import tinyfn
-from tinyfn import masks, positions, random, testing
+from tinyfn import _primitives, masks, positions, random, testing
 
 F64 = torch.float64
 PARTS = {
@@ -133,20 +133,22 @@ def test_dropout_is_a_function_of_the_key(layer):
     assert torch.equal(dropped(None), dropped(keys[0], 0.0))
 
 
-def test_each_place_of_dropout_has_a_key_of_its_own(monkeypatch):
-    from tinyfn import _explicit, _layers, _primitives
-
+def test_each_place_of_dropout_has_a_draw_of_its_own(monkeypatch):
     seen = []
 
-    def note(x, key, *, dropout_p):
-        seen.append(int(key))
+    def note(dropout_p, drawn, x):
+        assert drawn.shape == x.shape
+        seen.append(tuple(drawn.flatten()[:9].tolist()))
         return x
 
-    for module in (_explicit, _layers, _primitives):
-        monkeypatch.setattr(module, "dropout", note)
+    monkeypatch.setattr(_primitives, "_dropped", note)
     params = tinyfn.init_decoder_layer(random.key(0), 4, 2, 3, dtype=F64)
-    tinyfn.decoder_layer(params, x_of(3, 4), x_of(3, 4), key=random.key(1), dropout_p=0.5)
+    options = {"key": random.key(1), "dropout_p": 0.5}
+    tinyfn.decoder_layer(params, x_of(3, 4), x_of(3, 4), **options)
     assert len(seen) == len(set(seen)) == 6
+    seen.clear()
+    tinyfn.encoder_layer(params, x_of(3, 4), **options)
+    assert len(seen) == len(set(seen)) == 4
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import reference
 import tinyfn
-from tinyfn import initializers, random, tree
+from tinyfn import _primitives, initializers, random, tree
 
 SIZES = st.integers(1, 5)
 LEADING = st.lists(st.integers(0, 3), max_size=2)
@@ -240,7 +240,7 @@ def test_dropout_is_decided_by_its_key():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_dropout_drops_its_share_of_all_that_can_be_drawn(p, dtype, monkeypatch):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16)
-    monkeypatch.setattr(random, "bits", lambda *_, **__: every)
+    monkeypatch.setattr(random, "bits", lambda *_, **__: every.unsqueeze(0))
     dropped = tinyfn.dropout(torch.ones(2**16, dtype=dtype), random.key(0), dropout_p=p)
     assert dropped.dtype == dtype
     assert (dropped == 0).sum() == round(p * 2**16)
@@ -250,6 +250,16 @@ def test_dropout_drops_its_share_of_all_that_can_be_drawn(p, dtype, monkeypatch)
 def test_dropout_meets_rare_chances_too(p):
     kept = tinyfn.dropout(torch.ones(2**22), random.key(0), dropout_p=p) != 0
     assert 3 <= min(kept.sum(), (~kept).sum()) <= 40  # 16 are expected
+
+
+@pytest.mark.parametrize("p", [0.5, 0.75])
+def test_dropouts_of_one_draw_are_independent(p):
+    x = torch.ones(20_000, dtype=torch.float64)
+    drops = _primitives.dropouts(random.key(0), 3, x, dropout_p=p)
+    kept = torch.stack([drop(x) != 0 for drop in drops]).double()
+    assert ((kept.mean(-1) - (1 - p)).abs() < 0.02).all()
+    assert (torch.corrcoef(kept) - torch.eye(3, dtype=torch.float64)).abs().max() < 0.03
+    assert torch.equal(drops[1](x), drops[1](x))
 
 
 def test_dropout_under_vmap_is_a_loop():

@@ -17,7 +17,8 @@ from tinyfn import _checks, masks, random
 from tinyfn._attend import dot_product_attention
 from tinyfn._attention import attention, init_attention
 from tinyfn._primitives import (
-    dropout,
+    Drop,
+    dropouts,
     feed_forward,
     init_feed_forward,
     init_layer_norm,
@@ -119,8 +120,9 @@ def encoder_layer(
 
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
-    keys = random.split_or_none(key, 4)
-    options = {"norm": norm, "norm_first": norm_first, "dropout_p": dropout_p}
+    keys = random.split_or_none(key, 3)
+    drops = dropouts(keys[2], 2, x, dropout_p=dropout_p)
+    options = {"norm": norm, "norm_first": norm_first}
 
     def look(params: Params, y: Tensor) -> Tensor:
         return attention(params, y, y, y, mask, keys[0], dropout_p=dropout_p, attend=attend)
@@ -128,8 +130,8 @@ def encoder_layer(
     def think(params: Params, y: Tensor) -> Tensor:
         return feed_forward(params, y, keys[1], activation=activation, dropout_p=dropout_p)
 
-    x = _residual("encoder_layer", params, "self_attention", look, x, keys[2], **options)
-    return _residual("encoder_layer", params, "feed_forward", think, x, keys[3], **options)
+    x = _residual("encoder_layer", params, "self_attention", look, x, drops[0], **options)
+    return _residual("encoder_layer", params, "feed_forward", think, x, drops[1], **options)
 
 
 def _residual(
@@ -138,16 +140,15 @@ def _residual(
     name: str,
     sublayer: Callable[[Params, Tensor], Tensor],
     x: Tensor,
-    key: Key | None,
+    drop: Drop,
     *,
     norm: Norm,
     norm_first: bool,
-    dropout_p: float,
 ) -> Tensor:
     own, norm_params = (_checks.part(function, params, part) for part in (name, f"{name}_norm"))
     if norm_first:
-        return x + dropout(sublayer(own, norm(norm_params, x)), key, dropout_p=dropout_p)
-    return norm(norm_params, x + dropout(sublayer(own, x), key, dropout_p=dropout_p))
+        return x + drop(sublayer(own, norm(norm_params, x)))
+    return norm(norm_params, x + drop(sublayer(own, x)))
 
 
 def init_decoder_layer(
@@ -260,8 +261,9 @@ def decoder_layer(
 
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
-    keys = random.split_or_none(key, 6)
-    options = {"norm": norm, "norm_first": norm_first, "dropout_p": dropout_p}
+    keys = random.split_or_none(key, 4)
+    drops = dropouts(keys[3], 2 if memory is None else 3, x, dropout_p=dropout_p)
+    options = {"norm": norm, "norm_first": norm_first}
 
     def look(params: Params, y: Tensor) -> Tensor:
         return attention(params, y, y, y, self_mask, keys[0], dropout_p=dropout_p, attend=attend)
@@ -269,12 +271,12 @@ def decoder_layer(
     def think(params: Params, y: Tensor) -> Tensor:
         return feed_forward(params, y, keys[2], activation=activation, dropout_p=dropout_p)
 
-    x = _residual("decoder_layer", params, "self_attention", look, x, keys[3], **options)
+    x = _residual("decoder_layer", params, "self_attention", look, x, drops[0], **options)
     if memory is not None:
 
         def read(params: Params, y: Tensor) -> Tensor:
             heads = {"dropout_p": dropout_p, "attend": cross_attend}
             return attention(params, y, memory, memory, cross_mask, keys[1], **heads)
 
-        x = _residual("decoder_layer", params, "cross_attention", read, x, keys[4], **options)
-    return _residual("decoder_layer", params, "feed_forward", think, x, keys[5], **options)
+        x = _residual("decoder_layer", params, "cross_attention", read, x, drops[1], **options)
+    return _residual("decoder_layer", params, "feed_forward", think, x, drops[-1], **options)

@@ -30,7 +30,7 @@ def in_double() -> Callable[[], AbstractContextManager[None]]:
 
 @pytest.fixture
 def name_of_cache() -> Callable[[torch.nn.Module], str]:
-    """What a model's forward calls its cache, and its output likewise: it depends on the release."""
+    """What a model's forward and output call the cache: releases of transformers differ."""
 
     def found(model: torch.nn.Module) -> str:
         taken = inspect.signature(model.forward).parameters
