@@ -183,11 +183,12 @@ def test_decoding_takes_the_likeliest_token_each_time():
 
 
 @given(st.integers(0, 9), st.sampled_from([1, 3, 6]))
-def test_the_beam_taken_is_the_likeliest_from_both_ends(seed, max_len):
-    params, backward = (model.init(random.key(n), SMALL) for n in (seed, seed + 100))
+def test_the_beam_taken_is_the_likeliest_by_all_models(seed, max_len):
+    params, *others = (model.init(random.key(100 * n + seed), SMALL) for n in range(3))
+    judges = [model.Judge(others[0], backward=True), model.Judge(others[1])]
     letters = data.encode_words(["cab", "be"])
     given = {"max_len": max_len, "num_beams": 4}
-    decoded = model.decode(params, letters, backward=backward, **given)
+    decoded = model.decode(params, letters, judges=judges, **given)
     for word, row in zip(["cab", "be"], decoded, strict=True):
         alone = data.encode_words([word])
         prompt = torch.tensor([[data.START]])
@@ -198,20 +199,22 @@ def test_the_beam_taken_is_the_likeliest_from_both_ends(seed, max_len):
         sums = {}
         for tokens, length, forward in zip(*(x[0].tolist() for x in found), strict=True):
             end = tokens[length : length + 1]
-            turned = [*tokens[:length][::-1], *end]
-            said = torch.tensor([[data.START, *turned]])
-            batch = data.Batch(alone, data.Tokens(said, None))
-            chances = model.logits(backward, batch)[0].log_softmax(-1)
-            judged = sum(float(chances[i, token]) for i, token in enumerate(turned))
-            sums[*tokens[:length], *end] = forward + judged
+            sums[*tokens[:length], *end] = forward
+            for judge in judges:
+                read = tokens[:length][::-1] if judge.backward else tokens[:length]
+                said = torch.tensor([[data.START, *read, *end]])
+                batch = data.Batch(alone, data.Tokens(said, None))
+                chances = model.logits(judge.params, batch)[0].log_softmax(-1)
+                judged = sum(float(chances[i, token]) for i, token in enumerate([*read, *end]))
+                sums[*tokens[:length], *end] += judged
         (taken,) = [text for text in sums if tuple(row.tolist()[: len(text)]) == text]
         assert sums[taken] > max(sums.values()) - 1e-5
 
 
 def test_one_beam_leaves_nothing_to_judge():
     params = model.init(random.key(0), SMALL)
-    with pytest.raises(ValueError, match="decode: num_beams must be 2 or more beside backward"):
-        model.pronounce(params, ["cab"], backward=params)
+    with pytest.raises(ValueError, match="decode: num_beams must be 2 or more beside judges"):
+        model.pronounce(params, ["cab"], judges=[model.Judge(params)])
 
 
 def test_backward_is_every_pronunciation_turned_round():
@@ -372,14 +375,13 @@ def test_a_backward_run_judges_beams(tmp_path, few, capsys):
     assert "--limit 9 --backward --num-features 8" in command
     capsys.readouterr()
     judge = str(out / "weights.safetensors")
-    assert main(["evaluate", "--limit", "3", "--beams", "2", "--backward", judge]) == 0
-    assert "2 beams, from both ends" in capsys.readouterr().out
-    assert main(["pronounce", "cough", "--beams", "2", "--backward", judge]) == 0
+    both = ["--judge", judge, "--judge", str(weights.SHIPPED)]
+    assert main(["evaluate", "--limit", "3", "--beams", "2", *both]) == 0
+    assert "2 beams, 3 models" in capsys.readouterr().out
+    assert main(["pronounce", "cough", "--beams", "2", *both]) == 0
     assert capsys.readouterr().out.startswith("cough  ")
     assert main(["pronounce", "cough", "--weights", judge]) == 2
     assert "path must be of a run without --backward, got" in capsys.readouterr().err
-    assert main(["pronounce", "cough", "--backward", str(weights.SHIPPED)]) == 2
-    assert "path must be of a run with --backward, got" in capsys.readouterr().err
 
 
 def test_a_backward_run_learns_phonemes_from_the_end(tmp_path, few, monkeypatch):
@@ -430,7 +432,8 @@ def test_evaluate_prints_searches_intervals_and_confusions(few, capsys):
     lines = capsys.readouterr().out.splitlines()
     titles = [line.split("  ")[0] for line in lines if line and not line.startswith(" ")]
     assert titles[0] == "greedy"
-    assert {"beam search, 2 beams", "2 beams, from both ends"} <= set(titles)
+    judged = f"2 beams, {1 + len(weights.SHIPPED_JUDGES)} models"
+    assert {"beam search, 2 beams", judged} <= set(titles)
     assert len([line for line in lines if line.startswith("95% of draws")]) == 3
     assert main(["evaluate", "--limit", "3", "--beams", "1"]) == 0
     assert "beam search" not in capsys.readouterr().out
@@ -470,15 +473,16 @@ def test_an_interval_holds_most_of_what_is_drawn_anew():
 
 
 def test_shipped_weights_are_small_and_as_good_as_their_records_say():
-    files = (weights.SHIPPED, weights.SHIPPED_BACKWARD)
+    files = (weights.SHIPPED, *weights.SHIPPED_JUDGES)
     assert sum(file.stat().st_size for file in files) <= 8_000_000
     words = dict(list(data.split(dictionary())["test"].items())[::30])
-    for file, backward in zip(files, (False, True), strict=True):
+    for file in files:
+        params, backward = weights.judge(file)
         test = weights.record(file)["test"]
         assert test["word_error"] <= 0.40
         assert test["phoneme_error"] <= 0.10
         listed = data.backward(words) if backward else words
-        errors = evaluate.evaluate(weights.load(file, backward=backward), listed)
+        errors = evaluate.evaluate(params, listed)
         assert errors.phoneme_error == pytest.approx(test["phoneme_error"], abs=0.04)
         assert errors.word_error == pytest.approx(test["word_error"], abs=0.12)
 

@@ -106,7 +106,7 @@ def _train(options: argparse.Namespace) -> int:
     torch.set_float32_matmul_precision("medium")  # on a CPU oneDNN's products, no less exact
     mesh = _mesh(options.parallel, device)
     found = train.resume(_checkpoint(options), device, mesh) if options.resume else None
-    begun = weights.load(options.begin, device, backward=None) if options.begin else None
+    begun = weights.judge(options.begin, device).params if options.begin else None
     plan = found[1] if found else _plan(options, begun)
     if found and options.steps is not None:
         plan = train.replanned(*found, options.steps)
@@ -241,29 +241,29 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _add_weights(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", type=Path, default=weights.SHIPPED, metavar="FILE", help="(those shipped)")
-    judge = "of a run with --backward, which judges beams too (that shipped with those shipped)"
-    add("--backward", type=Path, metavar="FILE", help=judge)
+    judge = "a further model, to judge beams; may be repeated (those shipped with those shipped)"
+    add("--judge", type=Path, action="append", metavar="FILE", help=judge)
     add("--device", default="cpu", help="cpu (default), cuda, mps, ...")
 
 
-def _models(options: argparse.Namespace) -> tuple[Params, Params | None]:
-    """The model that says phonemes from the beginning, and one from the end, if there is one."""
-    device, path = _device(options.device), options.backward
-    if path is None and options.weights == weights.SHIPPED:
-        path = weights.SHIPPED_BACKWARD
+def _models(options: argparse.Namespace) -> tuple[Params, list[model.Judge]]:
+    """The model that finds pronunciations, and those that judge them."""
+    device, paths = _device(options.device), options.judge
+    if paths is None:
+        paths = weights.SHIPPED_JUDGES if options.weights == weights.SHIPPED else ()
     params = weights.load(options.weights, device)
-    return params, path and weights.load(path, device, backward=True)
+    return params, [weights.judge(path, device) for path in paths]
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    params, backward = _models(options)
+    params, judges = _models(options)
     words = _limited(data.split(data.load()), options.limit)["test"]
     searches: dict[str, dict[str, Any]] = {"greedy": {}}
     if options.beams > 1:
         beams, name = {"num_beams": options.beams}, f"{options.beams} beams"
         searches[f"beam search, {name}"] = beams
-        if backward:
-            searches[f"{name}, from both ends"] = {**beams, "backward": backward}
+        if judges:
+            searches[f"{name}, {1 + len(judges)} models"] = {**beams, "judges": judges}
     for name, search in searches.items():
         found = model.pronounce(params, list(words), **search)
         print(_report(name, words, found), end="\n\n")
@@ -332,7 +332,7 @@ def _add_pronounce(parser: argparse.ArgumentParser) -> None:
     _add_weights(parser)
     words = "of the letters a to z; without any, those of standard input are read"
     parser.add_argument("words", nargs="*", metavar="WORD", help=words)
-    beams = "keep so many, and let both models judge (1: quick)"
+    beams = "keep so many, and let all models judge (1: quick)"
     parser.add_argument("--beams", type=_count, default=1, metavar="N", help=beams)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw where its heads look")
 
@@ -346,10 +346,10 @@ def _pronounce(options: argparse.Namespace) -> int:
         )
     if options.plot and not options.words:
         raise _checks.fail(ValueError, "pronounce", "--plot", "have one WORD", "none", "Name it")
-    params, backward = _models(options)
+    params, judges = _models(options)
     search: dict[str, Any] = {"num_beams": options.beams}
     if options.beams > 1:
-        search["backward"] = backward
+        search["judges"] = judges
     for words in [options.words] if options.words else _batches(sys.stdin):
         width = max(map(len, words), default=0)
         for word, phonemes in zip(words, model.pronounce(params, words, **search), strict=True):

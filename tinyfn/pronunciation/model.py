@@ -1,6 +1,7 @@
 """The transformer from letters to phonemes: its params, its loss, and decoding."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -138,13 +139,25 @@ def loss(
     return losses.sum() / real.sum()
 
 
+class Judge(NamedTuple):
+    """A further model, which judges what the first one found.
+
+    Attributes:
+        params: From `init`.
+        backward: Whether it was trained to say phonemes from the end.
+    """
+
+    params: Params
+    backward: bool = False
+
+
 def decode(
     params: Params,
     letters: data.Tokens,
     *,
     max_len: int,
     num_beams: int = 1,
-    backward: Params | None = None,
+    judges: Sequence[Judge] = (),
     options: dict[str, Any] = OPTIONS,
 ) -> Int64[Tensor, "words seq"]:
     """The likeliest phonemes of each word.
@@ -154,12 +167,12 @@ def decode(
         letters: The words.
         max_len: How many phonemes at most.
         num_beams: How many beginnings are kept; 1 takes the likeliest phoneme each time.
-        backward: Params of a model that was trained to say phonemes from the end. Of the beams,
-            the one whose log chances by both models have the largest sum is taken.
-        options: As both models were trained with.
+        judges: Models of which each scores all beams too: the one whose log chances by all
+            models have the largest sum is taken.
+        options: As all models were trained with.
 
     Raises:
-        ValueError: There is a `backward` and one beam, of which it has nothing to choose.
+        ValueError: There are `judges` and one beam, of which they have nothing to choose.
 
     Reference: Liu et al., "Agreement on Target-Bidirectional LSTMs for Sequence-to-Sequence
     Learning", AAAI 2016.
@@ -169,8 +182,8 @@ def decode(
         >>> decode(init(random.key(0), SIZES), data.encode_words(["a"]), max_len=1).shape
         torch.Size([1, 1])
     """
-    if backward is not None and num_beams == 1:
-        requirement, remedy = "be 2 or more beside backward", "Keep more beams, or leave it out"
+    if judges and num_beams == 1:
+        requirement, remedy = "be 2 or more beside judges", "Keep more beams, or leave them out"
         raise _checks.fail(ValueError, "decode", "num_beams", requirement, num_beams, remedy)
     start = letters.ids.new_full((len(letters.ids), 1), data.START)
     given = (params, start, None, letters.ids, _seen(letters))
@@ -178,28 +191,29 @@ def decode(
     if num_beams == 1:
         return generation.greedy(*given, **limits, **options).tokens
     beams: dict[str, Any] = {"num_beams": num_beams, "length_penalty": LENGTH_PENALTY}
-    if backward is None:
+    if not judges:
         return generation.beam_search(*given, **limits, **beams, **options).tokens[:, 0]
     beams["n_best"] = num_beams
     found = generation.beam_search(*given, **limits, **beams, **options)
-    scores = found.scores + _from_the_end(backward, letters, found, options)
+    scores = found.scores + sum(_log_chances(judge, letters, found, options) for judge in judges)
     rows = torch.arange(len(scores), device=scores.device)
     return found.tokens[rows, scores.argmax(-1)]
 
 
-def _from_the_end(
-    params: Params, letters: data.Tokens, beams: generation.Beams, options: dict[str, Any]
+def _log_chances(
+    judge: Judge, letters: data.Tokens, beams: generation.Beams, options: dict[str, Any]
 ) -> Float[Tensor, "words beams"]:
-    """The log chance of each beam, its end included, by a model that says it backward."""
+    """The log chance that a judge gives each beam, its end included."""
     many, max_len = beams.tokens.shape[1:]
     read = None if letters.lengths is None else letters.lengths.repeat_interleave(many, 0)
     repeated = data.Tokens(letters.ids.repeat_interleave(many, 0), read)
     tokens, lengths = beams.tokens.flatten(0, 1), beams.lengths.flatten().unsqueeze(-1)
     place = torch.arange(max_len, device=tokens.device)
-    turned = torch.where(place < lengths, lengths - 1 - place, place)
-    tokens = tokens.gather(-1, turned).clamp(min=0)  # -1 where there is no beam
+    if judge.backward:
+        tokens = tokens.gather(-1, torch.where(place < lengths, lengths - 1 - place, place))
     start = torch.full_like(tokens[:, :1], data.START)
-    given = (params, start, tokens, None, repeated.ids, _seen(repeated))
+    tokens = tokens.clamp(min=0)  # -1 where there is no beam
+    given = (judge.params, start, tokens, None, repeated.ids, _seen(repeated))
     with torch.no_grad():
         chances = generation.log_probs(*given, **options)
     return torch.where(place <= lengths, chances, 0.0).sum(-1).unflatten(0, (-1, many))
@@ -211,7 +225,7 @@ def pronounce(
     *,
     batch_size: int = 256,
     num_beams: int = 1,
-    backward: Params | None = None,
+    judges: Sequence[Judge] = (),
     options: dict[str, Any] = OPTIONS,
 ) -> list[data.Pronunciation]:
     """The phonemes of words.
@@ -221,11 +235,11 @@ def pronounce(
         words: Of the letters a to z.
         batch_size: How many words are decoded at once; words of similar length go together.
         num_beams: As in `decode`.
-        backward: As in `decode`.
+        judges: As in `decode`.
         options: As the model was trained with.
 
     Raises:
-        ValueError: A word is empty, or has other characters, or `decode` cannot use `backward`.
+        ValueError: A word is empty, or has other characters, or there are `judges` and one beam.
 
     Example:
         >>> from tinyfn import random
@@ -244,7 +258,7 @@ def pronounce(
             letters,
             max_len=most,
             num_beams=num_beams,
-            backward=backward,
+            judges=judges,
             options=options,
         )
         for i, phonemes in zip(chosen, data.decode_pronunciations(decoded), strict=True):

@@ -18,23 +18,36 @@ from tinyfn.pronunciation.train import Plan, State
 from tinyfn.types import Params
 
 SHIPPED = Path(__file__).with_name("weights.safetensors")
-SHIPPED_BACKWARD = Path(__file__).with_name("backward.safetensors")
+SHIPPED_JUDGES = (Path(__file__).with_name("backward.safetensors"),)
 _WIDEST = 127  # of 8 bits with a sign
 
 
-def load(
-    path: str | Path = SHIPPED,
-    device: str | torch.device = "cpu",
-    *,
-    backward: bool | None = False,
-) -> Params:
-    """The params of a file, once their names and shapes are those of a model of this job.
+def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Params:
+    """The params of a model that says phonemes from the beginning.
 
     Args:
         path: A file that `train` wrote.
         device: Where the params shall be.
-        backward: Whether they shall be those of a model that says phonemes from the end;
-            None takes either.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not whole, or holds other params.
+    """
+    found = judge(path, device)
+    if found.backward:
+        requirement = "be of a run without --backward"
+        remedy = "Pass it as --judge, or another file as --weights"
+        actual = repr(str(path))
+        raise _checks.fail(ValueError, "weights.load", "path", requirement, actual, remedy)
+    return found.params
+
+
+def judge(path: str | Path, device: str | torch.device = "cpu") -> model.Judge:
+    """The model of a file, once its names and shapes are those of this job, in either direction.
+
+    Args:
+        path: A file that `train` wrote.
+        device: Where the params shall be.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -51,16 +64,10 @@ def load(
             "path",
             "be weights that `train` wrote",
             f"{str(path)!r}, which has none of their names",
-            "Pass the weights.safetensors of a run, or leave --weights out",
+            "Pass the weights.safetensors of a run, or leave it out",
         ) from None
     checkpoint.check_shapes(params, model.init(random.key(0), sizes))
-    if backward is not None and kept.get("backward", False) != backward:
-        flag, other = ("--backward", "--weights") if backward else ("--weights", "--backward")
-        requirement = f"be of a run {'with' if backward else 'without'} --backward"
-        remedy = f"Pass it as {other}, or another file as {flag}"
-        actual = repr(str(path))
-        raise _checks.fail(ValueError, "weights.load", "path", requirement, actual, remedy)
-    return params
+    return model.Judge(params, kept.get("backward", False))
 
 
 def _narrowed(params: Params) -> Params:
@@ -108,7 +115,7 @@ def ship(
     """
     params = tree.map(lambda leaf: leaf.detach(), state.params)
     checkpoint.save(path, _narrowed(params), {"backward": plan.backward})
-    test = evaluate(load(path, device, backward=plan.backward), words)
+    test = evaluate(judge(path, device).params, words)
     stretch = max(1, len(state.losses) // 200)
     stretches = [state.losses[i : i + stretch] for i in range(0, len(state.losses), stretch)]
     found = {
