@@ -117,7 +117,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.steps is None and not found:
         steps = train.planned_steps(options.minutes or 10.0, plan, batches, device, mesh)
         plan = dataclasses.replace(plan, steps=steps)
-    state = found[0] if found else train.start(plan, device, mesh, params=begun)
+    state = found[0] if found else train.start(plan, device, mesh, begun=begun)
     options.out.mkdir(parents=True, exist_ok=True)
     first = mesh is None or mesh.get_rank() == 0  # it speaks for all
     if first:

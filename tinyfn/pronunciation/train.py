@@ -92,12 +92,11 @@ def start(
     device: Device = "cpu",
     mesh: DeviceMesh | None = None,
     *,
-    params: Params | None = None,
+    begun: Params | None = None,
 ) -> State:
-    """The state before the first step, of given params if there are any."""
+    """The state before the first step, of params that are begun from if there are any."""
     key = random.key(plan.seed)
-    if params is None:
-        params = model.init(random.fold_in(key, 0), plan.sizes)
+    params = model.init(random.fold_in(key, 0), plan.sizes) if begun is None else begun
     params = tree.map(lambda leaf: leaf.detach().to(device, copy=True).requires_grad_(), params)
     if mesh is not None:
         from tinyfn import sharding
