@@ -240,7 +240,7 @@ def test_dropout_is_decided_by_its_key():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_dropout_drops_its_share_of_all_that_can_be_drawn(p, dtype, monkeypatch):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16)
-    monkeypatch.setattr(random, "bits", lambda *_, **__: every.unsqueeze(0))
+    monkeypatch.setattr(random, "bits", lambda *_, **__: every.unsqueeze(1))
     dropped = tinyfn.dropout(torch.ones(2**16, dtype=dtype), random.key(0), dropout_p=p)
     assert dropped.dtype == dtype
     assert (dropped == 0).sum() == round(p * 2**16)
@@ -260,6 +260,17 @@ def test_dropouts_of_one_draw_are_independent(p):
     assert ((kept.mean(-1) - (1 - p)).abs() < 0.02).all()
     assert (torch.corrcoef(kept) - torch.eye(3, dtype=torch.float64)).abs().max() < 0.03
     assert torch.equal(drops[1](x), drops[1](x))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (6,)])
+def test_a_longer_batch_begins_with_the_draws_of_a_shorter(shape):
+    x, key = torch.ones(shape), random.key(0)
+    for long, short in zip(
+        _primitives.dropouts(key, 2, x, dropout_p=0.5),
+        _primitives.dropouts(key, 2, x[:2], dropout_p=0.5),
+        strict=True,
+    ):
+        assert torch.equal(long(x)[:2], short(x[:2]))
 
 
 def test_dropout_under_vmap_is_a_loop():

@@ -546,12 +546,14 @@ def dropouts(
     if key is None or dropout_p == 0.0:
         return [_kept] * num
     _checks.floating("dropout", "x", like)
-    shape = (num, *like.shape)
+    # Behind the first axis, so that a longer batch begins with the draws of a shorter one.
+    batch, rest = like.shape[:1], like.shape[1:]
+    shape = (*batch, num, *rest)
     if _COARSE[0] <= dropout_p <= _COARSE[1]:
         drawn = random.bits(key, shape, dtype=torch.int16, device=like.device)
     else:
         drawn = random.bernoulli(key, dropout_p, shape, device=like.device)
-    return [partial(_dropped, dropout_p, one) for one in drawn.unbind()]
+    return [partial(_dropped, dropout_p, one) for one in drawn.unbind(len(batch))]
 
 
 def _kept(x: Tensor) -> Tensor:

@@ -215,8 +215,8 @@ def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Dev
     size, parts = math.prod(shape), _PARTS[dtype]
     if torch.compiler.is_exporting():
         return _bits_of_any_size(key, size, dtype).view(tuple(shape))
-    drawn = _sequence(key, _WORDS, (size + parts - 1) // parts, _SPLITMIX).view(dtype)
-    return (drawn[:size] if size % parts else drawn).view(tuple(shape))
+    words = _sequence(key, _WORDS, (size + parts - 1) // parts, _SPLITMIX)
+    return words.view(dtype)[:size].view(tuple(shape))
 
 
 def _bits_of_any_size(key: Key, size: int, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ from tinyfn.pronunciation.train import Plan, State
 from tinyfn.types import Params
 
 SHIPPED = Path(__file__).with_name("weights.safetensors")
-SHIPPED_JUDGES = (Path(__file__).with_name("backward.safetensors"),)
+SHIPPED_JUDGES = tuple(SHIPPED.with_stem(stem) for stem in ("backward", "second"))
 _WIDEST = 127  # of 8 bits with a sign
 
 
