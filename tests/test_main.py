@@ -228,10 +228,10 @@ def test_sizes_are_read_from_shapes():
 
 
 def test_cross_attention_looks_at_letters():
-    phonemes, layers = model.cross_attention(model.init(random.key(0), SMALL), "cab")
-    (layer,) = layers
-    assert layer.shape == (2, len(phonemes) + 1, 3)
-    assert torch.allclose(layer.sum(-1), torch.ones(2, len(phonemes) + 1))
+    phonemes = ("K", "AE", "B")
+    (layer,) = model.cross_attention(model.init(random.key(0), SMALL), "cab", phonemes)
+    assert layer.shape == (2, 4, 3)
+    assert torch.allclose(layer.sum(-1), torch.ones(2, 4))
 
 
 def batches():
@@ -529,6 +529,7 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
     sizes = init_transformer(random.key(0), 8, 2, 16, 1, 1, src_vocab_size=9, tgt_vocab_size=9)
     checkpoint.save(other, sizes)
     checkpoint.save(tmp_path / "foreign", {"conv": {"weight": torch.ones(3)}})
+    checkpoint.save(tmp_path / "torn", {"a": {"int8": torch.ones(3, 4), "scale": torch.ones(2, 1)}})
     half = tmp_path / "half"
     half.mkdir()
     (half / train.CHECKPOINT).write_bytes((out / train.CHECKPOINT).read_bytes()[:-100])
@@ -541,6 +542,10 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
         (["evaluate", "--weights", text], "must be a whole safetensors file, got"),
         (["pronounce", "a", "--weights", other], "must have the names and shapes of"),
         (["pronounce", "a", "--weights", tmp_path / "foreign"], "be weights that `train` wrote"),
+        (["pronounce", "a", "--weights", tmp_path / "torn"], "be weights that `train` wrote"),
+        (["pronounce", "a", "--judge", other], "--judge must stand beside --beams of 2 or more"),
+        (["pronounce", "a", "--beams", 2, "--judge", other], "must have the names and shapes of"),
+        (["train", "--begin", "", "--out", out], "path must be a file, got"),
         (["pronounce", "r2d2"], "must be one or more of the letters a to z, got 'r2d2'"),
         (["pronounce", "don't"], "must be one or more of the letters a to z"),
         (["pronounce", ""], "must be one or more of the letters a to z, got ''"),

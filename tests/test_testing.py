@@ -1,5 +1,6 @@
 """The laws themselves: each passes on right functions, and catches one broken on purpose."""
 
+import contextlib
 import functools
 import importlib.util
 import random as python_random
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 import tinyfn
 from tinyfn import masks, random, testing, tree
-from tinyfn.testing import _calls, _purity, _strategies
+from tinyfn.testing import _calls, _purity, _strategies, _verdicts
 
 F64 = torch.float64
 
@@ -682,3 +683,13 @@ def test_strategies_ask_for_hypothesis(monkeypatch: pytest.MonkeyPatch) -> None:
         ImportError, match=r"hypothesis must be installed.*pip install tinyfn\[test"
     ):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "seen"), [(1e3, 1e-11, False), (1e3, 1e-10, True), (1.0, 1e-11, True)]
+)
+def test_what_cancels_to_zero_rounds_as_the_other_outputs_do(others, error, seen):
+    expected = [torch.tensor([others], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]
+    actual = [expected[0], expected[1] + error]
+    with pytest.raises(AssertionError, match="output 1") if seen else contextlib.nullcontext():
+        _verdicts.same("sum", actual, expected)

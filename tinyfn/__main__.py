@@ -106,7 +106,7 @@ def _train(options: argparse.Namespace) -> int:
     torch.set_float32_matmul_precision("medium")  # on a CPU oneDNN's products, no less exact
     mesh = _mesh(options.parallel, device)
     found = train.resume(_checkpoint(options), device, mesh) if options.resume else None
-    begun = weights.judge(options.begin, device).params if options.begin else None
+    begun = weights.judge(options.begin, device).params if options.begin is not None else None
     plan = found[1] if found else _plan(options, begun)
     if found and options.steps is not None:
         plan = train.replanned(*found, options.steps)
@@ -241,16 +241,23 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _add_weights(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", type=Path, default=weights.SHIPPED, metavar="FILE", help="(those shipped)")
-    judge = "a further model, to judge beams; may be repeated (those shipped with those shipped)"
+    judge = "a further model, to judge beams; may be repeated (those shipped beside that shipped)"
     add("--judge", type=Path, action="append", metavar="FILE", help=judge)
     add("--device", default="cpu", help="cpu (default), cuda, mps, ...")
 
 
 def _models(options: argparse.Namespace) -> tuple[Params, list[model.Judge]]:
     """The model that finds pronunciations, and those that judge them."""
-    device, paths = _device(options.device), options.judge
-    if paths is None:
-        paths = weights.SHIPPED_JUDGES if options.weights == weights.SHIPPED else ()
+    device, paths = _device(options.device), options.judge or ()
+    if paths and options.beams == 1:
+        requirement, remedy = (
+            "stand beside --beams of 2 or more",
+            "Keep more beams, or leave it out",
+        )
+        name = options.command.__name__.removeprefix("_")
+        raise _checks.fail(ValueError, name, "--judge", requirement, "--beams 1", remedy)
+    if options.judge is None and options.weights == weights.SHIPPED and options.beams > 1:
+        paths = weights.SHIPPED_JUDGES
     params = weights.load(options.weights, device)
     return params, [weights.judge(path, device) for path in paths]
 
@@ -311,7 +318,8 @@ def _table(title: str, rows: dict[str, evaluate.Errors]) -> str:
 def _plot(folder: Path, params: dict, record: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for word in SHOWN:
-        phonemes, layers = model.cross_attention(params, word)
+        (phonemes,) = model.pronounce(params, [word])
+        layers = model.cross_attention(params, word, phonemes)
         mean = layers[-1].mean(0)
         figure = plotting.attention_map(mean, [*phonemes, "end"], list(word), title=word)
         figure.savefig(folder / f"attention-{word}.png")
@@ -352,10 +360,12 @@ def _pronounce(options: argparse.Namespace) -> int:
         search["judges"] = judges
     for words in [options.words] if options.words else _batches(sys.stdin):
         width = max(map(len, words), default=0)
-        for word, phonemes in zip(words, model.pronounce(params, words, **search), strict=True):
+        found = model.pronounce(params, words, **search)
+        for word, phonemes in zip(words, found, strict=True):
             print(f"{word:{width}}  {' '.join(phonemes)}")
     if options.plot:
-        phonemes, layers = model.cross_attention(params, *options.words)
+        (phonemes,) = found
+        layers = model.cross_attention(params, *options.words, phonemes)
         labels = ([*phonemes, "end"], list(options.words[0]))
         plotting.attention_maps(layers, *labels, title=options.words[0]).savefig(options.plot)
     return 0

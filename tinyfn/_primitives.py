@@ -529,7 +529,7 @@ def dropouts(
     Args:
         key: Randomness; without it each gives what it is given.
         num: How many.
-        like: A tensor as those of which elements will be dropped.
+        like: A tensor of the shape, dtype and device of those of which elements will be dropped.
         dropout_p: As in `dropout`.
 
     Raises:

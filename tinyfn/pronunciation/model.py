@@ -271,22 +271,21 @@ def _most_phonemes(letters: int) -> int:
 
 
 def cross_attention(
-    params: Params, word: str
-) -> tuple[data.Pronunciation, list[Float[Tensor, "heads phonemes letters"]]]:
-    """A word's phonemes, and where each layer's heads looked as each came next.
+    params: Params, word: str, phonemes: data.Pronunciation
+) -> list[Float[Tensor, "heads phonemes letters"]]:
+    """Where each layer's heads look as each phoneme of a word comes next.
 
     The last row is that of the end, which follows the last phoneme.
 
     Example:
         >>> from tinyfn import random
-        >>> phonemes, weights = cross_attention(init(random.key(0), SIZES), "word")
-        >>> weights[0].shape == (4, len(phonemes) + 1, 4)
-        True
+        >>> weights = cross_attention(init(random.key(0), SIZES), "be", ("B", "IY"))
+        >>> weights[0].shape
+        torch.Size([4, 3, 2])
     """
-    (phonemes,) = pronounce(params, [word])
     device = params["linear"]["weight"].device
     letters = data.encode_words([word]).ids[0].to(device)
     said = data.encode_pronunciations([phonemes]).ids[0, :-1].to(device)
     with torch.no_grad():
         weights = transformer_attention_weights(params, letters, said, **OPTIONS)
-    return phonemes, [layer["cross_attention"] for layer in weights["decoder"]]
+    return [layer["cross_attention"] for layer in weights["decoder"]]

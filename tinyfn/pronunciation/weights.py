@@ -1,6 +1,6 @@
 """Trained weights and the record beside them: how they were made, and how good they are.
 
-Matrices are kept in 8 bits, with a scale for each row.
+Matrices are kept in 8 bits, with a scale for each index of their first axis.
 """
 
 import json
@@ -54,13 +54,13 @@ def judge(path: str | Path, device: str | torch.device = "cpu") -> model.Judge:
         ValueError: The file is not whole, or holds other params.
     """
     params, kept = checkpoint.load(path, device, torch.float32)
-    params = _widened(params)
     try:
+        params = _widened(params)
         sizes = model.sizes(params)
-    except (KeyError, IndexError, TypeError, AttributeError):
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError):
         raise _checks.fail(
             ValueError,
-            "weights.load",
+            "weights.judge",
             "path",
             "be weights that `train` wrote",
             f"{str(path)!r}, which has none of their names",
@@ -71,7 +71,7 @@ def judge(path: str | Path, device: str | torch.device = "cpu") -> model.Judge:
 
 
 def _narrowed(params: Params) -> Params:
-    """Matrices as whole numbers of 8 bits beside the scale of each row, vectors in 16 bits."""
+    """Matrices as whole numbers of 8 bits and scales along their first axis, vectors in 16 bits."""
 
     def narrow(leaf: torch.Tensor) -> Any:
         if leaf.ndim < 2:
