@@ -365,7 +365,7 @@ def _pronounce(options: argparse.Namespace) -> int:
             print(f"{word:{width}}  {' '.join(phonemes)}")
     if options.plot:
         (phonemes,) = found
-        layers = model.cross_attention(params, *options.words, phonemes)
+        layers = model.cross_attention(params, options.words[0], phonemes)
         labels = ([*phonemes, "end"], list(options.words[0]))
         plotting.attention_maps(layers, *labels, title=options.words[0]).savefig(options.plot)
     return 0
