@@ -96,6 +96,27 @@ def test_nan_is_no_small_difference_and_other_shapes_are_none():
         sharded.difference(one, [torch.zeros(2), torch.zeros(())])
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda key: random.bits(key, (5,), dtype=torch.int16),
+        lambda key: random.split(key, 3),
+        lambda key: random.fold_in(key, 3),
+        lambda key: random.uniform(key, (5,)),
+        lambda key: random.normal(key, (5,)),
+        lambda key: random.bernoulli(key, 0.3, (9,)),
+        lambda key: random.permutation(key, 9),
+    ],
+)
+def test_a_key_that_is_placed_draws_the_same(one, draw):
+    mesh = one("data")
+    key = random.key(5)
+    placed = DTensor.from_local(key, mesh, [Replicate()])
+    with sharding.on_mesh():
+        drawn = draw(placed)
+    assert torch.equal(sharding.gather(drawn), draw(key))
+
+
 @pytest.mark.parametrize(("world", "plan", "case"), list(cases()))
 def test_many_processes_find_what_one_does(world, plan, case):
     assert found(world)[plan][case] < 1e-10

@@ -213,7 +213,8 @@ def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Dev
     _check_key(function, key)
     key = key if device is None else key.to(device)
     size, parts = math.prod(shape), _PARTS[dtype]
-    if torch.compiler.is_exporting():
+    # DTensor remembers the shape of a view in another dtype for the next dtype too (torch 2.13).
+    if torch.compiler.is_exporting() or type(key) is not Tensor:
         return _bits_of_any_size(key, size, dtype).view(tuple(shape))
     words = _sequence(key, _WORDS, (size + parts - 1) // parts, _SPLITMIX)
     return words.view(dtype)[:size].view(tuple(shape))
@@ -224,8 +225,8 @@ def _bits_of_any_size(key: Key, size: int, dtype: torch.dtype) -> Tensor:
     parts = _PARTS[dtype]
     width, at = 64 // parts, torch.arange(size, device=key.device)
     words = _mixed(_sums(key ^ _WORDS, at // parts + 1), _SPLITMIX)
-    uppermost = words << (64 - width - at % parts * width)
-    return (uppermost >> (64 - width)).to(dtype)
+    uppermost = torch.bitwise_left_shift(words, 64 - width - at % parts * width)
+    return _right(uppermost, 64 - width).to(dtype)
 
 
 def bernoulli(
@@ -292,7 +293,7 @@ def normal(
     """
     dtype = _check_dtype("random.normal", dtype)
     words = _bits("random.normal", key, shape, torch.int64, device)
-    odd = ((words >> 10) & (2**53 - 1) | 1).to(torch.float64)  # over 2⁵⁴: the chance beyond x
+    odd = (_right(words, 10) & (2**53 - 1) | 1).to(torch.float64)  # over 2⁵⁴: the chance beyond x
     if dtype == torch.float64:
         x = -torch.special.ndtri(odd * 0.5**54)
     else:
@@ -307,11 +308,11 @@ def _fixed_quantile(odd: Float[Tensor, "..."]) -> Int64[Tensor, "..."]:
     """
     pattern = odd.view(torch.int64)
     # The exponent and four bits name the cubic, the next 32 are its argument.
-    segment, t = (pattern >> 48) - (1023 << 4), (pattern >> 16) & (2**32 - 1)
+    segment, t = _right(pattern, 48) - (1023 << 4), _right(pattern, 16) & (2**32 - 1)
     constant, linear, square, cube = _CUBICS.to(odd.device)
-    x = square[segment] + (cube[segment] * t >> 32)
-    x = linear[segment] + (x * t >> 32)
-    return constant[segment] + (x * t >> 32)
+    x = square[segment] + _right(cube[segment] * t, 32)
+    x = linear[segment] + _right(x * t, 32)
+    return constant[segment] + _right(x * t, 32)
 
 
 def _cubics() -> Int64[Tensor, "coefficients segments"]:
@@ -453,6 +454,9 @@ def _sums(start: Key, counter: Int64[Tensor, " num"]) -> Int64[Tensor, " num"]:
     return _times(counter + _times(start, _GAMMA_INVERSE), _GAMMA)
 
 
+_right = torch.bitwise_right_shift  # `>>` gives a DTensor back unshifted (torch 2.13)
+
+
 def _mixed(z: Tensor, mix: Mix, *, in_place: bool = False) -> Tensor:
     """Scatters 64 bits, one to one.
 
@@ -463,9 +467,9 @@ def _mixed(z: Tensor, mix: Mix, *, in_place: bool = False) -> Tensor:
     if in_place:
         xor, times, masked = Tensor.bitwise_xor_, Tensor.mul_, Tensor.bitwise_and_
     first, cut_first, multiplier, second, cut_second, last_multiplier, last, cut_last = mix
-    z = times(xor(z, masked(z >> first, cut_first)), multiplier)
-    z = times(xor(z, masked(z >> second, cut_second)), last_multiplier)
-    return xor(z, masked(z >> last, cut_last))
+    z = times(xor(z, masked(_right(z, first), cut_first)), multiplier)
+    z = times(xor(z, masked(_right(z, second), cut_second)), last_multiplier)
+    return xor(z, masked(_right(z, last), cut_last))
 
 
 def _times(z: Tensor, multiplier: int) -> Tensor:
@@ -481,4 +485,4 @@ def _times(z: Tensor, multiplier: int) -> Tensor:
 
 def _top(words: Int64[Tensor, "..."], num: int) -> Int64[Tensor, "..."]:
     """The upper bits of words, as numbers of at least 0."""
-    return (words >> (64 - num)) & (2**num - 1)
+    return _right(words, 64 - num) & (2**num - 1)
