@@ -250,11 +250,8 @@ def _models(options: argparse.Namespace) -> tuple[Params, list[model.Judge]]:
     """The model that finds pronunciations, and those that judge them."""
     device, paths = _device(options.device), options.judge or ()
     if paths and options.beams == 1:
-        requirement, remedy = (
-            "stand beside --beams of 2 or more",
-            "Keep more beams, or leave it out",
-        )
         name = options.command.__name__.removeprefix("_")
+        requirement, remedy = "stand beside --beams of 2 or more", "Keep more, or leave it out"
         raise _checks.fail(ValueError, name, "--judge", requirement, "--beams 1", remedy)
     if options.judge is None and options.weights == weights.SHIPPED and options.beams > 1:
         paths = weights.SHIPPED_JUDGES
@@ -355,9 +352,7 @@ def _pronounce(options: argparse.Namespace) -> int:
     if options.plot and not options.words:
         raise _checks.fail(ValueError, "pronounce", "--plot", "have one WORD", "none", "Name it")
     params, judges = _models(options)
-    search: dict[str, Any] = {"num_beams": options.beams}
-    if options.beams > 1:
-        search["judges"] = judges
+    search: dict[str, Any] = {"num_beams": options.beams, "judges": judges}
     for words in [options.words] if options.words else _batches(sys.stdin):
         width = max(map(len, words), default=0)
         found = model.pronounce(params, words, **search)
