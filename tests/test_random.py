@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinyfn import random
 
@@ -465,6 +467,39 @@ def test_a_linearized_function_keeps_its_draw(name):
 @pytest.mark.parametrize("name", DRAWS)
 def test_functionalize_changes_nothing(name):
     assert torch.equal(torch.func.functionalize(DRAWS[name])(KEY), DRAWS[name](KEY))
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_traced_draw_is_of_the_key_that_it_is_given(name, mapped):
+    def mapped_draw(k):
+        return torch.vmap(lambda zero: zero + DRAWS[name](k))(torch.zeros(2).long())
+
+    draw, other = mapped_draw if mapped else DRAWS[name], random.key(5)
+    traced = make_fx(draw)(KEY.clone())
+    assert torch.equal(traced(other), draw(other))
+    assert not torch.equal(traced(other), draw(KEY))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["split", "fold_in"])
+def test_a_derived_key_in_a_torchscript_is_of_the_key_that_it_is_given(name):
+    traced = torch.jit.trace(DRAWS[name], (KEY.clone(),), check_trace=False)
+    assert torch.equal(traced(random.key(5)), DRAWS[name](random.key(5)))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_draw_below_transforms_is_seen_by_modes(name):
+    class Counts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, op, kinds, args=(), kwargs=None):
+            self.count += 1
+            return op(*args, **(kwargs or {}))
+
+    with Counts() as counts:
+        torch.func.grad(lambda x: (x * DRAWS[name](KEY).double().nan_to_num()).sum())(LOGITS[0, 0])
+    assert counts.count > 15
 
 
 @pytest.mark.parametrize("name", DRAWS)

@@ -163,6 +163,69 @@ def test_autograd_outside_goes_through_value_and_grad():
     torch.testing.assert_close(torch.autograd.grad(gradient.sum(), x)[0], -x.detach().sin())
 
 
+CAPTURED = {
+    "a leaf": lambda w: w,
+    "a result": lambda w: (w * 2).exp(),
+    "a view": lambda w: w[:],
+    "nothing that autograd follows": lambda w: w.detach(),
+}
+
+
+@pytest.mark.parametrize("kind", CAPTURED)
+@pytest.mark.parametrize("has_aux", [False, True])
+def test_autograd_outside_goes_through_what_f_captures(kind, has_aux):
+    w, x = numbers(3).requires_grad_(), numbers(3, seed=1)
+    captured = CAPTURED[kind](w)
+
+    def f(x):
+        value = (captured * x.sin()).sum()
+        return (value, captured * 2) if has_aux else value
+
+    value, gradient = transforms.value_and_grad(f, has_aux=has_aux)(x)
+    expected, expected_value = torch.func.grad_and_value(f, has_aux=has_aux)(x)
+    torch.testing.assert_close((gradient, value), (expected, expected_value), rtol=0, atol=0)
+    followed = kind != "nothing that autograd follows"
+    assert all(leaf.requires_grad == followed for leaf in tree.leaves([value, gradient]))
+    if followed:
+        each = [
+            torch.autograd.grad(sum(x.sum() for x in tree.leaves(found)), w, retain_graph=True)[0]
+            for found in ([gradient, value], [expected, expected_value])
+        ]
+        torch.testing.assert_close(*each, rtol=1e-12, atol=0)
+    with torch.no_grad():
+        value, gradient = transforms.value_and_grad(f, has_aux=has_aux)(x)
+    assert not any(leaf.requires_grad for leaf in tree.leaves([value, gradient]))
+
+
+def test_value_and_grad_of_what_does_not_depend():
+    x = {"used": numbers(2), "not": numbers(3)}
+    for f in (lambda x: x["used"].sum(), lambda x: torch.tensor(2.0), lambda x: x["used"][0]):
+        expected = torch.func.grad_and_value(f)(x)
+        torch.testing.assert_close(transforms.value_and_grad(f)(x)[::-1], expected)
+
+
+@pytest.mark.parametrize("argnums", [(0, 0), (0, -2)])
+def test_value_and_grad_refuses_what_torch_refuses(argnums):
+    with pytest.raises(RuntimeError, match="argnums elements must be unique"):
+        transforms.value_and_grad(torch.dot, argnums)(numbers(2), numbers(2))
+    with pytest.raises(ValueError, match="must be Tensor, got <class 'int'>"):
+        transforms.value_and_grad(lambda x: x["w"].sum())({"w": numbers(2), "n": 3})
+
+
+def test_value_and_grad_runs_the_fused_kernels():
+    ran = []
+    params, x = tinyfn.init_layer_norm(None, 3, dtype=torch.float64), numbers(2, 3)
+
+    def f(x):
+        result = tinyfn.layer_norm(params, x)
+        ran.append(type(result.grad_fn).__name__)
+        return (result**3).sum()
+
+    _, gradient = transforms.value_and_grad(f)(x)
+    torch.testing.assert_close(gradient, torch.func.grad(f)(x), rtol=1e-12, atol=1e-12)
+    assert ran[0] == "NativeLayerNormBackward0"
+
+
 def test_value_and_grad_wants_one_number():
     with pytest.raises(ValueError, match=r"the result of f must be one floating number, got shape"):
         transforms.value_and_grad(torch.sin)(numbers(2))

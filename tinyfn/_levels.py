@@ -5,6 +5,7 @@ here first. torch keeps its stack of transforms in a private place, which is rea
 nowhere else; where it is missing, the answer is ANY and everything runs explicitly.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
@@ -29,6 +30,9 @@ _running_node: Any = getattr(torch._C, "_current_autograd_node", None)
 _saving_hooks: Any = getattr(
     getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None
 )
+
+_dispatch_modes: Any = getattr(torch._C, "_len_torch_dispatch_stack", None)
+_unseen: Any = getattr(torch._C, "_DisableFuncTorch", None)
 
 
 class Derivatives(Enum):
@@ -164,14 +168,50 @@ def transformed() -> bool:
     return _functorch is None or _functorch.get_interpreter_stack() is not None
 
 
-def plain() -> bool:
-    """Whether operations run as they are written: no transform, tangent or compiler sees them.
+def constant(x: Tensor) -> bool:
+    """Whether an integer tensor is the same for all who follow operations.
+
+    They are the transforms that are live, of which none has wrapped it, compilers, tracers, modes.
 
     Example:
-        >>> plain(), torch.vmap(lambda x: x + plain())(torch.zeros(2))
-        (True, tensor([0., 0.]))
+        >>> constant(torch.tensor(3)), torch.vmap(lambda x: x + constant(x))(torch.tensor([3]))
+        (True, tensor([3]))
     """
-    return not (torch.compiler.is_compiling() or transformed() or forward_mode())
+    if torch.compiler.is_compiling() or _functorch is None or _dispatch_modes is None:
+        return False
+    return (
+        type(x) is Tensor
+        and not _functorch.is_functorch_wrapped_tensor(x)
+        and not _functorch.is_legacy_batchedtensor(x)
+        and not _dispatch_modes()
+        and not torch.jit.is_tracing()
+    )
+
+
+def below(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """In which no transform sees what is made of a constant, so that it costs what it costs alone.
+
+    Example:
+        >>> def f(x, constant=torch.tensor(3)):
+        ...     with below(constant):
+        ...         more = constant + 1
+        ...     return x + more
+        >>> torch.func.grad(f)(torch.tensor(1.0))
+        tensor(1.)
+    """
+    if torch.compiler.is_compiling() or _unseen is None:
+        return contextlib.nullcontext()
+    return _unseen() if transformed() and constant(x) else contextlib.nullcontext()
+
+
+def value(x: Tensor) -> int | None:
+    """The number in a constant integer scalar, unless a device would be waited for.
+
+    Example:
+        >>> value(torch.tensor(3)), torch.vmap(lambda x: x + (value(x) is None))(torch.tensor([3]))
+        (3, tensor([4]))
+    """
+    return int(x) if constant(x) and x.device.type == "cpu" else None
 
 
 def depth() -> int | None:

@@ -549,11 +549,14 @@ def dropouts(
     # Behind the first axis, so that a longer batch begins with the draws of a shorter one.
     batch, rest = like.shape[:1], like.shape[1:]
     shape = (*batch, num, *rest)
-    if _COARSE[0] <= dropout_p <= _COARSE[1]:
-        drawn = random.bits(key, shape, dtype=torch.int16, device=like.device)
-    else:
-        drawn = random.bernoulli(key, dropout_p, shape, device=like.device)
-    return [partial(_dropped, dropout_p, one) for one in drawn.unbind(len(batch))]
+    with _levels.below(key):
+        if _COARSE[0] <= dropout_p <= _COARSE[1]:
+            drawn = random.bits(key, shape, dtype=torch.int16, device=like.device)
+            if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64):
+                drawn = drawn.to(like.dtype)
+        else:
+            drawn = random.bernoulli(key, dropout_p, shape, device=like.device)
+        return [partial(_dropped, dropout_p, one) for one in drawn.unbind(len(batch))]
 
 
 def _kept(x: Tensor) -> Tensor:
@@ -565,8 +568,8 @@ def _dropped(dropout_p: float, drawn: Tensor, x: Tensor) -> Tensor:
     if drawn.dtype == torch.bool:
         return torch.where(drawn, 0.0, scaled)
     last = round(dropout_p * 2**16) - 2**15 - 1
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+    if drawn.dtype == x.dtype:
         # The same choice in a third of the time: zero where the second is at most the third. It
         # keeps the second for the derivative, as F.dropout does, where the other keeps bools.
-        return torch.ops.aten.threshold_backward(scaled, drawn.to(x.dtype), last)
+        return torch.ops.aten.threshold_backward(scaled, drawn, last)
     return torch.where(drawn <= last, 0.0, scaled)

@@ -42,6 +42,7 @@ _MURMUR = _mix(33, 0xFF51AFD7ED558CCD, 33, 0xC4CEB9FE1A85EC53, 33)
 _TENSORS = {
     mix: tuple(torch.tensor(number, device="cpu") for number in mix) for mix in (_SPLITMIX, _MURMUR)
 }
+_FEW = 16  # Up to as many keys are mixed sooner as Python's numbers.
 _GAMMA, _GAMMA_INVERSE = _signed(0x9E3779B97F4A7C15), _signed(pow(0x9E3779B97F4A7C15, -1, 2**64))
 # What a key is xored with, one for each use: digits of π.
 _WORDS, _SPLIT, _FOLD = 0x243F6A8885A308D3, 0x13198A2E03707344, _signed(0xA4093822299F31D0)
@@ -96,7 +97,8 @@ def split(key: Key, num: int = 2) -> Int64[Tensor, " num"]:
     """
     _check_key("random.split", key)
     _checks.at_least("random.split", "num", num)
-    return _sequence(key, _SPLIT, num, _MURMUR)
+    with _levels.below(key):
+        return _sequence(key, _SPLIT, num, _MURMUR)
 
 
 def split_or_none(key: Key | None, num: int) -> tuple[Key | None, ...]:
@@ -116,7 +118,10 @@ def split_or_none(key: Key | None, num: int) -> tuple[Key | None, ...]:
         >>> len(split_or_none(key(0), 3))
         3
     """
-    return (None,) * num if key is None else split(key, num).unbind()
+    if key is None:
+        return (None,) * num
+    with _levels.below(key):
+        return split(key, num).unbind()
 
 
 def fold_in(key: Key, data: int | Integer[Tensor, ""]) -> Key:
@@ -136,6 +141,10 @@ def fold_in(key: Key, data: int | Integer[Tensor, ""]) -> Key:
     """
     _check_key("random.fold_in", key)
     _check_data(data)
+    number = _levels.value(key)
+    if number is not None and isinstance(data, int):
+        folded = (((number ^ _FOLD) * _GAMMA + data) ^ _SPLIT) * _GAMMA
+        return torch.tensor(_mixed_number(folded, _MURMUR), device="cpu")
     folded = (_times(key ^ _FOLD, _GAMMA) + data) ^ _SPLIT
     return _mixed(_times(folded, _GAMMA), _MURMUR)
 
@@ -211,13 +220,14 @@ def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Dev
     """The key's first words, in parts. The one place that draws."""
     _check_shape(function, shape)
     _check_key(function, key)
-    key = key if device is None else key.to(device)
     size, parts = math.prod(shape), _PARTS[dtype]
-    # DTensor remembers the shape of a view in another dtype for the next dtype too (torch 2.13).
-    if torch.compiler.is_exporting() or type(key) is not Tensor:
-        return _bits_of_any_size(key, size, dtype).view(tuple(shape))
-    words = _sequence(key, _WORDS, (size + parts - 1) // parts, _SPLITMIX)
-    return words.view(dtype)[:size].view(tuple(shape))
+    with _levels.below(key):
+        key = key if device is None else key.to(device)
+        # DTensor remembers the shape of a view in another dtype for the next one too (torch 2.13).
+        if torch.compiler.is_exporting() or type(key) is not Tensor:
+            return _bits_of_any_size(key, size, dtype).view(tuple(shape))
+        words = _sequence(key, _WORDS, (size + parts - 1) // parts, _SPLITMIX)
+        return words.view(dtype).narrow(0, 0, size).view(tuple(shape))
 
 
 def _bits_of_any_size(key: Key, size: int, dtype: torch.dtype) -> Tensor:
@@ -440,11 +450,25 @@ def _check_dtype(function: str, dtype: torch.dtype | None) -> torch.dtype:
 
 def _sequence(key: Key, use: int, num: int, mix: Mix) -> Int64[Tensor, " num"]:
     """The mixed sums start + γ, start + 2γ, ... modulo 2⁶⁴, where the key and its use start."""
+    number = _levels.value(key) if num <= _FEW else None
+    if number is not None:
+        sums = ((number ^ use) + step * _GAMMA for step in range(1, num + 1))
+        words = [_mixed_number(z, mix) for z in sums]
+        return torch.tensor(words, dtype=torch.int64, device="cpu")
     counter = torch.arange(1, num + 1, device=key.device)
-    if type(key) is Tensor and _levels.plain():
+    if _levels.constant(key):
         torch.add(key ^ use, counter, alpha=_GAMMA, out=counter)
         return _mixed(counter, _TENSORS[mix], in_place=True)
     return _mixed(_sums(key ^ use, counter), mix)
+
+
+def _mixed_number(z: int, mix: Mix) -> int:
+    """As `_mixed`, of a Python number modulo 2⁶⁴."""
+    first, _, multiplier, second, _, last_multiplier, last, _ = mix
+    z %= 2**64
+    z = (z ^ z >> first) * multiplier % 2**64
+    z = (z ^ z >> second) * last_multiplier % 2**64
+    return _signed(z ^ z >> last)
 
 
 def _sums(start: Key, counter: Int64[Tensor, " num"]) -> Int64[Tensor, " num"]:

@@ -48,23 +48,69 @@ def value_and_grad(
                     ValueError, "value_and_grad", "argnums", requirement, number, remedy
                 )
         tensors = [x for x in _pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if _levels.transformed() or _levels.live(*tensors) is not _levels.Derivatives.NONE:
-            gradient, value = torch.func.grad_and_value(f, given, has_aux)(*args, **kwargs)
-            return value, gradient
-
-        def of_some(*some: Any) -> Any:
-            changed = list(args)
-            for number, arg in zip(numbers, some, strict=True):
-                changed[number] = arg
-            return f(*changed, **kwargs)
-
-        value, pull, *aux = torch.func.vjp(
-            of_some, *(args[number] for number in numbers), has_aux=has_aux
-        )
-        _checks.one_number("value_and_grad", value)
-        with torch.no_grad():
-            gradients = pull(torch.ones_like(value), retain_graph=False)
-        gradient = gradients[0] if isinstance(given, int) else gradients
-        return ((value, *aux) if has_aux else value), gradient
+        if _levels.live(*tensors) is _levels.Derivatives.NONE and not _levels.transformed():
+            found = _by_autograd(f, numbers, args, kwargs, has_aux)
+            if found is not None:
+                result, gradients = found
+                return result, gradients[0] if isinstance(given, int) else gradients
+        gradient, value = torch.func.grad_and_value(f, given, has_aux)(*args, **kwargs)
+        return value, gradient
 
     return both
+
+
+def _by_autograd(
+    f: Callable[..., Any],
+    numbers: Sequence[int],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    has_aux: bool,
+) -> tuple[Any, tuple[Any, ...]] | None:
+    """The value and the gradients by torch's autograd, which costs less than a transform.
+
+    None if that is not for what is differentiated.
+    """
+    leaves, structure = _pytree.tree_flatten([args[number] for number in numbers])
+    repeated = len({number % len(args) for number in numbers}) < len(numbers)
+    if repeated or torch.is_inference_mode_enabled() or not all(map(_is_differentiable, leaves)):
+        return None
+    followed = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in leaves]
+        changed = list(args)
+        for number, arg in zip(numbers, _pytree.tree_unflatten(inputs, structure), strict=True):
+            changed[number] = arg
+        result = f(*changed, **kwargs)
+        value = result[0] if has_aux else result
+        _checks.one_number("value_and_grad", value)
+        followed = followed and _reaches_others(result, inputs)
+        if value.requires_grad:
+            options = {"create_graph": followed, "materialize_grads": True}
+            gradients = torch.autograd.grad(value, inputs, **options)
+        else:
+            gradients = tuple(map(torch.zeros_like, leaves))
+    if not followed:
+        result = _pytree.tree_map_only(Tensor, Tensor.detach, result)
+    return result, tuple(_pytree.tree_unflatten(gradients, structure))
+
+
+def _is_differentiable(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and not x.is_inference()
+
+
+def _reaches_others(result: Any, inputs: Sequence[Tensor]) -> bool:
+    """Whether autograd would go from a result to a leaf that is not among the inputs."""
+    own, seen = set(map(id, inputs)), set()
+    tensors = [x for x in _pytree.tree_leaves(result) if isinstance(x, Tensor)]
+    if any(x.requires_grad and x.is_leaf and id(x) not in own for x in tensors):
+        return True
+    nodes = [x.grad_fn for x in tensors if x.grad_fn is not None]
+    while nodes:
+        node: Any = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", inputs[0])) not in own:
+            return True
+        nodes += [following for following, _ in node.next_functions if following is not None]
+    return False
