@@ -204,19 +204,22 @@ def _log_chances(
     judge: Judge, letters: data.Tokens, beams: generation.Beams, options: dict[str, Any]
 ) -> Float[Tensor, "words beams"]:
     """The log chance that a judge gives each beam, its end included."""
-    many, max_len = beams.tokens.shape[1:]
-    read = None if letters.lengths is None else letters.lengths.repeat_interleave(many, 0)
-    repeated = data.Tokens(letters.ids.repeat_interleave(many, 0), read)
-    tokens, lengths = beams.tokens.flatten(0, 1), beams.lengths.flatten().unsqueeze(-1)
-    place = torch.arange(max_len, device=tokens.device)
-    if judge.backward:
-        tokens = tokens.gather(-1, torch.where(place < lengths, lengths - 1 - place, place))
-    start = torch.full_like(tokens[:, :1], data.START)
-    tokens = tokens.clamp(min=0)  # -1 where there is no beam
-    given = (judge.params, start, tokens, None, repeated.ids, _seen(repeated))
-    with torch.no_grad():
+    # What follows the end of all of them is not looked at.
+    tokens = beams.tokens[..., : int(beams.lengths.max()) + 1]
+    start = letters.ids.new_full((len(letters.ids), 1), data.START)
+    place = torch.arange(tokens.shape[-1], device=tokens.device)
+
+    def of_one(tokens: Tensor, lengths: Tensor) -> Tensor:
+        lengths = lengths.unsqueeze(-1)
+        if judge.backward:
+            tokens = tokens.gather(-1, torch.where(place < lengths, lengths - 1 - place, place))
+        tokens = tokens.clamp(min=0)  # -1 where there is no beam
+        given = (judge.params, start, tokens, None, letters.ids, _seen(letters))
         chances = generation.log_probs(*given, **options)
-    return torch.where(place <= lengths, chances, 0.0).sum(-1).unflatten(0, (-1, many))
+        return torch.where(place <= lengths, chances, 0.0).sum(-1)
+
+    with torch.no_grad():  # mapped, so that a word is read once for all its beams
+        return torch.vmap(of_one, 1, 1)(tokens, beams.lengths)
 
 
 def pronounce(

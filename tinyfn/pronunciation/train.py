@@ -218,7 +218,8 @@ def run(
     saved = begun = time.monotonic()
     before, words = state.seconds, 0
     path = out / (CHECKPOINT if state.mesh is None else SHARDED_CHECKPOINT)
-    with _together(state), progress(state, plan) as bar, _interruption() as interrupted:
+    # SIGTERM comes when a process is lost, too: until that is said, it is to be noted only.
+    with _interruption() as interrupted, _together(state), progress(state, plan) as bar:
         for chosen in choices(state, batches):
             if state.step >= plan.steps or _largest(interrupted.is_set(), state):
                 break
