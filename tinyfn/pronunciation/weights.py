@@ -71,13 +71,12 @@ def judge(path: str | Path, device: str | torch.device = "cpu") -> model.Judge:
 
 
 def _narrowed(params: Params) -> Params:
-    """Matrices as whole numbers of 8 bits and scales along their first axis, vectors in 16 bits."""
+    """Matrices as whole numbers of 8 bits and a scale for each row, vectors in 16 bits."""
 
     def narrow(leaf: torch.Tensor) -> Any:
         if leaf.ndim < 2:
             return leaf.half()
-        rows = tuple(range(1, leaf.ndim))
-        scale = (leaf.abs().amax(rows, keepdim=True) / _WIDEST).half()
+        scale = (leaf.abs().amax(-1, keepdim=True) / _WIDEST).half()
         whole = (leaf / scale.float().clamp(min=1e-12)).round().clamp(-_WIDEST, _WIDEST)
         return {"int8": whole.to(torch.int8), "scale": scale}
 
