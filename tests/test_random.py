@@ -476,9 +476,10 @@ def test_a_traced_draw_is_of_the_key_that_it_is_given(name, mapped):
         return torch.vmap(lambda zero: zero + DRAWS[name](k))(torch.zeros(2).long())
 
     draw, other = mapped_draw if mapped else DRAWS[name], random.key(5)
-    traced = make_fx(draw)(KEY.clone())
-    assert torch.equal(traced(other), draw(other))
-    assert not torch.equal(traced(other), draw(KEY))
+    for early in (False,) if mapped else (False, True):  # torch cannot trace a vmap early
+        traced = make_fx(draw, pre_dispatch=early)(KEY.clone())
+        assert torch.equal(traced(other), draw(other))
+        assert not torch.equal(traced(other), draw(KEY))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore::torch.jit.TracerWarning")
@@ -488,8 +489,8 @@ def test_a_derived_key_in_a_torchscript_is_of_the_key_that_it_is_given(name):
     assert torch.equal(traced(random.key(5)), DRAWS[name](random.key(5)))
 
 
-@pytest.mark.parametrize("name", DRAWS)
-def test_a_draw_below_transforms_is_seen_by_modes(name):
+@pytest.mark.parametrize("name", ["split", "split_or_none", "fold_in"])
+def test_modes_see_what_keys_are_derived_by(name):
     class Counts(TorchDispatchMode):
         count = 0
 
@@ -498,8 +499,8 @@ def test_a_draw_below_transforms_is_seen_by_modes(name):
             return op(*args, **(kwargs or {}))
 
     with Counts() as counts:
-        torch.func.grad(lambda x: (x * DRAWS[name](KEY).double().nan_to_num()).sum())(LOGITS[0, 0])
-    assert counts.count > 15
+        DRAWS[name](KEY)
+    assert counts.count > 10
 
 
 @pytest.mark.parametrize("name", DRAWS)
@@ -552,6 +553,10 @@ torch._dynamo.reset()
 with torch._inductor.config.patch({"cpp.simdlen": 1}):  # plain loops, where an overflow shows
     same(draws, k)
     same(known, k)
+sized = torch.compile(lambda x: random.split(k, len(x)), backend="eager", dynamic=True)
+with torch._dynamo.config.patch(error_on_recompile=True):
+    for size in (3, 15, 17, 40):
+        assert torch.equal(sized(torch.zeros(size)), random.split(k, size))
 print("every draw is the same")
 """
 

@@ -204,12 +204,51 @@ def test_value_and_grad_of_what_does_not_depend():
         torch.testing.assert_close(transforms.value_and_grad(f)(x)[::-1], expected)
 
 
-@pytest.mark.parametrize("argnums", [(0, 0), (0, -2)])
-def test_value_and_grad_refuses_what_torch_refuses(argnums):
-    with pytest.raises(RuntimeError, match="argnums elements must be unique"):
-        transforms.value_and_grad(torch.dot, argnums)(numbers(2), numbers(2))
-    with pytest.raises(ValueError, match="must be Tensor, got <class 'int'>"):
-        transforms.value_and_grad(lambda x: x["w"].sum())({"w": numbers(2), "n": 3})
+@pytest.mark.parametrize(
+    ("f", "argnums", "args", "has_aux"),
+    [
+        (torch.dot, (0, 0), (numbers(2), numbers(2)), False),
+        (torch.dot, (0, -2), (numbers(2), numbers(2)), False),
+        (lambda x: x["w"].sum(), 0, ({"w": numbers(2), "n": 3},), False),
+        (lambda x: x[:2], 0, (numbers(3),), True),
+        (lambda x: [x.sum(), x], 0, (numbers(3),), True),
+        (lambda x: (x.sum(), x, x), 0, (numbers(3),), True),
+        (lambda x: x.sum(), 0, (numbers(3),), True),
+    ],
+)
+def test_value_and_grad_refuses_what_torch_refuses(f, argnums, args, has_aux):
+    with pytest.raises(Exception) as expected:  # noqa: PT011  whichever it is
+        torch.func.grad_and_value(f, argnums, has_aux)(*args)
+    with pytest.raises(type(expected.value)) as found:
+        transforms.value_and_grad(f, argnums, has_aux=has_aux)(*args)
+    assert str(found.value) == str(expected.value)
+
+
+def test_what_value_and_grad_gives_leads_nowhere():
+    def outer(x):
+        _, inner = transforms.value_and_grad(lambda y: (x * y.sin()).sum())(numbers(3, seed=1))
+        return (inner * x).sum()
+
+    x, unused = numbers(3), {"b": numbers(2)}
+    value, gradient = transforms.value_and_grad(outer)(x)
+    expected = torch.func.grad_and_value(outer)(x)
+    torch.testing.assert_close((gradient, value), expected)
+    w = numbers(3, seed=2).requires_grad_()
+    (loss, aux), zeros = transforms.value_and_grad(lambda p: (w.sum(), p["b"]), has_aux=True)(
+        unused
+    )
+    assert [x.requires_grad for x in (value, gradient, loss, aux, zeros["b"])] == [
+        *(False, False),
+        *(True, False, False),
+    ]
+
+
+def test_value_and_grad_takes_data_of_inference():
+    with torch.inference_mode():
+        data = numbers(3)
+    f = transforms.value_and_grad(lambda w, x: (w * x).sum())
+    torch.testing.assert_close(f(numbers(3), data)[1], data.clone())
+    assert transforms.value_and_grad(lambda p, x: x.sum())({}, numbers(2))[1] == {}
 
 
 def test_value_and_grad_runs_the_fused_kernels():

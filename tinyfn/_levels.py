@@ -2,7 +2,8 @@
 
 A fused kernel has no forward-mode derivative, and some have no second one: whoever calls one asks
 here first. torch keeps its stack of transforms in a private place, which is read in this file and
-nowhere else; where it is missing, the answer is ANY and everything runs explicitly.
+nowhere else; where it is missing, the answer is ANY and everything runs explicitly. Whoever makes
+constants asks here whether a transform has to see it.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ _saving_hooks: Any = getattr(
 )
 
 _dispatch_modes: Any = getattr(torch._C, "_len_torch_dispatch_stack", None)
+_early_modes: Any = getattr(torch._ops, "_len_torch_dispatch_stack_pre_dispatch", None)
 _unseen: Any = getattr(torch._C, "_DisableFuncTorch", None)
 
 
@@ -177,19 +179,22 @@ def constant(x: Tensor) -> bool:
         >>> constant(torch.tensor(3)), torch.vmap(lambda x: x + constant(x))(torch.tensor([3]))
         (True, tensor([3]))
     """
-    if torch.compiler.is_compiling() or _functorch is None or _dispatch_modes is None:
+    if torch.compiler.is_compiling() or None in (_functorch, _dispatch_modes, _early_modes):
         return False
     return (
         type(x) is Tensor
         and not _functorch.is_functorch_wrapped_tensor(x)
         and not _functorch.is_legacy_batchedtensor(x)
         and not _dispatch_modes()
+        and not _early_modes()
         and not torch.jit.is_tracing()
     )
 
 
 def below(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """In which no transform sees what is made of a constant, so that it costs what it costs alone.
+
+    What comes out is a constant too: to write into it is what transforms refuse.
 
     Example:
         >>> def f(x, constant=torch.tensor(3)):

@@ -22,6 +22,7 @@ from tinyfn.types import Key
 Device = torch.device | str | None
 Shape = Sequence[int]
 Mix = tuple[Any, ...]
+_INTS = int, torch.SymInt
 
 
 def _signed(word: int) -> int:
@@ -227,7 +228,8 @@ def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Dev
         if torch.compiler.is_exporting() or type(key) is not Tensor:
             return _bits_of_any_size(key, size, dtype).view(tuple(shape))
         words = _sequence(key, _WORDS, (size + parts - 1) // parts, _SPLITMIX)
-        return words.view(dtype).narrow(0, 0, size).view(tuple(shape))
+        words = words.view(dtype)
+        return words.narrow(0, 0, size).view(tuple(shape))
 
 
 def _bits_of_any_size(key: Key, size: int, dtype: torch.dtype) -> Tensor:
@@ -426,7 +428,7 @@ def _check_key(function: str, key: Key) -> None:
 
 
 def _check_shape(function: str, shape: Shape) -> None:
-    sizes = isinstance(shape, Sequence) and all(isinstance(s, int | torch.SymInt) for s in shape)
+    sizes = isinstance(shape, Sequence) and all(isinstance(s, _INTS) for s in shape)
     if not sizes or any(size < 0 for size in shape):
         raise _checks.fail(
             ValueError if sizes else TypeError,
@@ -450,8 +452,8 @@ def _check_dtype(function: str, dtype: torch.dtype | None) -> torch.dtype:
 
 def _sequence(key: Key, use: int, num: int, mix: Mix) -> Int64[Tensor, " num"]:
     """The mixed sums start + γ, start + 2γ, ... modulo 2⁶⁴, where the key and its use start."""
-    number = _levels.value(key) if num <= _FEW else None
-    if number is not None:
+    number = _levels.value(key)  # None for a compiler, to which `num` may be open
+    if number is not None and num <= _FEW:
         sums = ((number ^ use) + step * _GAMMA for step in range(1, num + 1))
         words = [_mixed_number(z, mix) for z in sums]
         return torch.tensor(words, dtype=torch.int64, device="cpu")

@@ -205,7 +205,7 @@ def _log_chances(
 ) -> Float[Tensor, "words beams"]:
     """The log chance that a judge gives each beam, its end included."""
     # What follows the end of all of them is not looked at.
-    tokens = beams.tokens[..., : int(beams.lengths.max()) + 1]
+    tokens = beams.tokens[..., : max(beams.lengths.flatten().tolist(), default=0) + 1]
     start = letters.ids.new_full((len(letters.ids), 1), data.START)
     place = torch.arange(tokens.shape[-1], device=tokens.device)
 

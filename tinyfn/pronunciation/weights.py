@@ -1,9 +1,10 @@
 """Trained weights and the record beside them: how they were made, and how good they are.
 
-Matrices are kept in 8 bits, with a scale for each index of their first axis.
+Matrices are kept in 8 bits, with a scale for each row.
 """
 
 import json
+import shlex
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -143,7 +144,7 @@ def commands(state: State, plan: Plan) -> list[str]:
     usual, chosen = ({**asdict(p), **p.sizes, "sizes": {}} for p in (Plan(steps=0), plan))
     chosen["steps"] = state.ends[0][1]
     changed = {n.replace("_", "-"): v for n, v in chosen.items() if v != usual[n]}
-    given = [f"--{n}" if v is True else f"--{n} {v}" for n, v in changed.items()]
+    given = [f"--{n}" if v is True else f"--{n} {shlex.quote(str(v))}" for n, v in changed.items()]
     later = [f"at step {at}: --resume --steps {steps}" for at, steps in state.ends[1:]]
     return [" ".join(["python -m tinyfn train", *given]), *later]
 

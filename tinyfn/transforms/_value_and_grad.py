@@ -16,8 +16,10 @@ def value_and_grad(
 ) -> Callable[..., tuple[Any, Any]]:
     """The value of `f` and its gradient, as `torch.func.grad_and_value` has them.
 
-    torch's function always keeps a graph of its own backward. Here none is kept unless another
-    transform, or autograd outside, may ask for it.
+    torch's function always keeps a graph of its own backward, and a transform has a price for each
+    operation. Here torch's autograd does it, and keeps no graph, unless another transform, or
+    autograd outside (by an argument, or by a tensor that `f` captures), may ask for a derivative.
+    What `f` captures shows in its result only: `f` then runs once more, by torch's function.
 
     Args:
         f: Its result is one number; with `has_aux`, a pair of that and anything else.
@@ -48,7 +50,8 @@ def value_and_grad(
                     ValueError, "value_and_grad", "argnums", requirement, number, remedy
                 )
         tensors = [x for x in _pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if _levels.live(*tensors) is _levels.Derivatives.NONE and not _levels.transformed():
+        alone = _levels.live(*tensors) is _levels.Derivatives.NONE and not _levels.transformed()
+        if alone and not any(x.is_inference() for x in tensors):
             found = _by_autograd(f, numbers, args, kwargs, has_aux)
             if found is not None:
                 result, gradients = found
@@ -66,36 +69,35 @@ def _by_autograd(
     kwargs: dict[str, Any],
     has_aux: bool,
 ) -> tuple[Any, tuple[Any, ...]] | None:
-    """The value and the gradients by torch's autograd, which costs less than a transform.
+    """The value and the gradients by torch's autograd, or None where it would not do.
 
-    None if that is not for what is differentiated.
+    That is where torch's function has an error to raise, or autograd outside may ask for more: a
+    graph by autograd leads to leaves of this call's own, which nobody else is to meet.
     """
     leaves, structure = _pytree.tree_flatten([args[number] for number in numbers])
     repeated = len({number % len(args) for number in numbers}) < len(numbers)
-    if repeated or torch.is_inference_mode_enabled() or not all(map(_is_differentiable, leaves)):
+    floating = all(isinstance(x, Tensor) and x.is_floating_point() for x in leaves)
+    if not leaves or repeated or not floating or torch.is_inference_mode_enabled():
         return None
-    followed = torch.is_grad_enabled()
+    asked = torch.is_grad_enabled() or has_aux
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in leaves]
         changed = list(args)
         for number, arg in zip(numbers, _pytree.tree_unflatten(inputs, structure), strict=True):
             changed[number] = arg
         result = f(*changed, **kwargs)
-        value = result[0] if has_aux else result
-        _checks.one_number("value_and_grad", value)
-        followed = followed and _reaches_others(result, inputs)
-        if value.requires_grad:
-            options = {"create_graph": followed, "materialize_grads": True}
-            gradients = torch.autograd.grad(value, inputs, **options)
-        else:
-            gradients = tuple(map(torch.zeros_like, leaves))
-    if not followed:
-        result = _pytree.tree_map_only(Tensor, Tensor.detach, result)
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        return None
+    value = result[0] if has_aux else result
+    _checks.one_number("value_and_grad", value)
+    if asked and _reaches_others(result, inputs):
+        return None
+    if value.requires_grad:
+        gradients = torch.autograd.grad(value, inputs, materialize_grads=True)
+    else:
+        gradients = tuple(map(torch.zeros_like, leaves))
+    result = _pytree.tree_map_only(Tensor, Tensor.detach, result)
     return result, tuple(_pytree.tree_unflatten(gradients, structure))
-
-
-def _is_differentiable(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point() and not x.is_inference()
 
 
 def _reaches_others(result: Any, inputs: Sequence[Tensor]) -> bool:
@@ -110,7 +112,7 @@ def _reaches_others(result: Any, inputs: Sequence[Tensor]) -> bool:
         if node in seen:
             continue
         seen.add(node)
-        if id(getattr(node, "variable", inputs[0])) not in own:
+        if hasattr(node, "variable") and id(node.variable) not in own:
             return True
         nodes += [following for following, _ in node.next_functions if following is not None]
     return False
