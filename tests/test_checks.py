@@ -43,7 +43,7 @@ CASES = {
     "integers where numbers are real": (
         lambda: _checks.floating("linear", "x", torch.ones(2, dtype=torch.int64)),
         TypeError,
-        "linear: x must be a floating tensor, got a int64 tensor. Convert it with .float().",
+        "linear: x must be a floating tensor, got an int64 tensor. Convert it with .float().",
     ),
     "no tensor": (
         lambda: _checks.floating("linear", "x", 1.5),

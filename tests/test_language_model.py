@@ -358,6 +358,11 @@ def test_compiled_steps_share_one_graph(fresh_python):
     ("call", "error", "match"),
     [
         (
+            lambda p: tinyfn.language_model({"encoder": {}, **p}, TOKENS),
+            ValueError,
+            r"language_model: params must have no encoder, got 'encoder'\. Call transformer",
+        ),
+        (
             lambda p: tinyfn.init_cache(p, capacity=0),
             ValueError,
             r"init_cache: capacity must be at least 1, got 0\. ",

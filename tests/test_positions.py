@@ -342,7 +342,7 @@ X = torch.ones(2, 3)
         (
             lambda: positions.add_sinusoidal({}, X.long()),
             TypeError,
-            "positions.add_sinusoidal: x must be a floating tensor, got a int64 tensor. Convert it",
+            "positions.add_sinusoidal: x must be a floating tensor, got an int64 tensor",
         ),
         (
             lambda: positions.rotate(X),

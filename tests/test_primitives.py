@@ -457,12 +457,12 @@ FOUR = r"x must have shape \(..., 4\), as its params have, got shape \(2, 3\). P
         (
             lambda: tinyfn.layer_norm({"weight": torch.ones(2)}, torch.ones(2).long()),
             TypeError,
-            "layer_norm: x must be a floating tensor, got a int64 tensor",
+            "layer_norm: x must be a floating tensor, got an int64 tensor",
         ),
         (
             lambda: tinyfn.dropout(torch.ones(2).long(), random.key(0), dropout_p=0.5),
             TypeError,
-            "dropout: x must be a floating tensor, got a int64 tensor",
+            "dropout: x must be a floating tensor, got an int64 tensor",
         ),
         (
             lambda: tinyfn.dropout(torch.ones(2), 3, dropout_p=0.5),

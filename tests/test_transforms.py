@@ -205,23 +205,56 @@ def test_value_and_grad_of_what_does_not_depend():
 
 
 @pytest.mark.parametrize(
-    ("f", "argnums", "args", "has_aux"),
+    ("f", "argnums", "args"),
     [
-        (torch.dot, (0, 0), (numbers(2), numbers(2)), False),
-        (torch.dot, (0, -2), (numbers(2), numbers(2)), False),
-        (lambda x: x["w"].sum(), 0, ({"w": numbers(2), "n": 3},), False),
-        (lambda x: x[:2], 0, (numbers(3),), True),
-        (lambda x: [x.sum(), x], 0, (numbers(3),), True),
-        (lambda x: (x.sum(), x, x), 0, (numbers(3),), True),
-        (lambda x: x.sum(), 0, (numbers(3),), True),
+        (torch.dot, (0, 0), (numbers(2), numbers(2))),
+        (torch.dot, (0, -2), (numbers(2), numbers(2))),
+        (lambda x: x["w"].sum(), 0, ({"w": numbers(2), "n": 3},)),
     ],
 )
-def test_value_and_grad_refuses_what_torch_refuses(f, argnums, args, has_aux):
+def test_value_and_grad_refuses_what_torch_refuses(f, argnums, args):
     with pytest.raises(Exception) as expected:  # noqa: PT011  whichever it is
-        torch.func.grad_and_value(f, argnums, has_aux)(*args)
+        torch.func.grad_and_value(f, argnums)(*args)
     with pytest.raises(type(expected.value)) as found:
-        transforms.value_and_grad(f, argnums, has_aux=has_aux)(*args)
+        transforms.value_and_grad(f, argnums)(*args)
     assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize(
+    "f", [lambda x: x[:2], lambda x: [x.sum(), x], lambda x: (x.sum(), x, x), lambda x: x.sum()]
+)
+def test_value_and_grad_wants_a_pair(f, recorded):
+    x = numbers(3).requires_grad_(recorded)
+    with pytest.raises(TypeError, match=r"the result of f must be a pair \(value, aux\), got "):
+        transforms.value_and_grad(f, has_aux=True)(x)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_is_beside_the_value_may_be_anything(recorded):
+    def f(x):
+        return x.square().sum(), {"name": "a", "none": None, "seen": [x * 2, 3]}
+
+    for call in (lambda g: g(numbers(3).requires_grad_(recorded)), _mapped_once):
+        (value, aux), gradient = call(transforms.value_and_grad(f, has_aux=True))
+        x = numbers(3)
+        torch.testing.assert_close(
+            (value.flatten()[0], gradient.reshape(3)), ((x * x).sum(), 2 * x)
+        )
+        assert (aux["name"], aux["none"], aux["seen"][1]) == ("a", None, 3)
+        torch.testing.assert_close(aux["seen"][0].reshape(3), 2 * x)
+
+
+def _mapped_once(g):
+    beside = []
+
+    def tensors(x):
+        (value, aux), gradient = g(x)
+        beside[:] = [aux]
+        return value, gradient, aux["seen"][0]
+
+    value, gradient, seen = torch.vmap(tensors)(numbers(3)[None])
+    return (value, beside[0] | {"seen": [seen, beside[0]["seen"][1]]}), gradient
 
 
 def test_what_value_and_grad_gives_leads_nowhere():
@@ -268,6 +301,8 @@ def test_value_and_grad_runs_the_fused_kernels():
 def test_value_and_grad_wants_one_number():
     with pytest.raises(ValueError, match=r"the result of f must be one floating number, got shape"):
         transforms.value_and_grad(torch.sin)(numbers(2))
+    with pytest.raises(ValueError, match=r"got an int64 tensor\. Return a float tensor"):
+        transforms.value_and_grad(lambda x: x.sum().long())(numbers(2))
 
 
 @pytest.mark.parametrize("argnums", [2, (0, -3)])

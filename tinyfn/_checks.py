@@ -141,9 +141,12 @@ def broadcasts(function: str, argument: str, x: Tensor, target: Sequence[int], a
 
 def one_number(function: str, x: object) -> None:
     """What a function to be differentiated gives."""
-    if not isinstance(x, Tensor) or x.ndim or not x.is_floating_point():
-        requirement = "be one floating number"
-        raise fail(ValueError, function, "the result of f", requirement, shape(x), "Sum it")
+    requirement, actual, remedy = "be one floating number", kind_of(x), "Return a float tensor"
+    if isinstance(x, Tensor) and x.is_floating_point():
+        if not x.ndim:
+            return
+        actual, remedy = shape(x), "Sum it"
+    raise fail(ValueError, function, "the result of f", requirement, actual, remedy)
 
 
 def shape(x: object) -> str:
@@ -154,7 +157,8 @@ def shape(x: object) -> str:
 def kind_of(x: object) -> str:
     """How an error shows the kind of a thing."""
     if isinstance(x, Tensor):
-        return f"a {str(x.dtype).removeprefix('torch.')} tensor"
+        name = str(x.dtype).removeprefix("torch.")
+        return f"{'an' if name.startswith('int') else 'a'} {name} tensor"
     return f"{type(x).__name__} {x!r}" if isinstance(x, int | float | str) else type(x).__name__
 
 

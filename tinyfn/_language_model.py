@@ -124,6 +124,9 @@ def language_model(
 
     Reference: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018.
     """
+    if "encoder" in params:
+        requirement, remedy = "have no encoder", "Call transformer, which reads a source"
+        raise _checks.fail(ValueError, "language_model", "params", requirement, "'encoder'", remedy)
     stack = _checks.part("language_model", params, "decoder")
     x = decoder(stack, tokens, None, self_mask, None, key, position=position, **options)
     return to_logits(params, x, output)

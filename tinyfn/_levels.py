@@ -187,7 +187,7 @@ def constant(x: Tensor) -> bool:
         and not _functorch.is_legacy_batchedtensor(x)
         and not _dispatch_modes()
         and not _early_modes()
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]  documented
     )
 
 

@@ -130,11 +130,11 @@ def fold_in(key: Key, data: int | Integer[Tensor, ""]) -> Key:
 
     Args:
         key: What it derives from; it may be folded again with other numbers.
-        data: A number of 64 bits. As a tensor it may be mapped by `torch.vmap`.
+        data: From -2⁶³ to 2⁶³ - 1. As a tensor it may be mapped by `torch.vmap`.
 
     Raises:
         TypeError: `key` is not an int64 tensor, or `data` not an integer.
-        ValueError: `key` or `data` is not a scalar, or `data` has more than 64 bits.
+        ValueError: `key` or `data` is not a scalar, or `data` is beyond an int64.
 
     Example:
         >>> bool(fold_in(key(0), 1) == fold_in(key(0), 2))

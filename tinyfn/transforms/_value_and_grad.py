@@ -31,7 +31,8 @@ def value_and_grad(
         `has_aux`.
 
     Raises:
-        ValueError: The first result of `f` is not one number.
+        ValueError: The first result of `f` is not one floating number.
+        TypeError: With `has_aux`, `f` does not return a pair.
 
     Example:
         >>> value_and_grad(torch.sin)(torch.tensor(0.0))
@@ -56,10 +57,41 @@ def value_and_grad(
             if found is not None:
                 result, gradients = found
                 return result, gradients[0] if isinstance(given, int) else gradients
+        if has_aux and not torch.compiler.is_compiling():
+            return _with_any_aux(f, given, args, kwargs)
         gradient, value = torch.func.grad_and_value(f, given, has_aux)(*args, **kwargs)
         return value, gradient
 
     return both
+
+
+def _with_any_aux(
+    f: Callable[..., Any], argnums: int | tuple[int, ...], args: tuple[Any, ...], kwargs: Any
+) -> tuple[Any, Any]:
+    """By torch's function, which takes tensors only as what is beside the value."""
+    kept: list[Any] = []
+
+    def of_tensors(*args: Any, **kwargs: Any) -> tuple[Any, list[Tensor]]:
+        value, aux = _pair(f(*args, **kwargs))
+        leaves, structure = _pytree.tree_flatten(aux)
+        kept[:] = leaves, structure
+        return value, [x for x in leaves if isinstance(x, Tensor)]
+
+    gradient, (value, tensors) = torch.func.grad_and_value(of_tensors, argnums, True)(
+        *args, **kwargs
+    )
+    (leaves, structure), found = kept, iter(tensors)
+    leaves = [next(found) if isinstance(x, Tensor) else x for x in leaves]
+    return (value, _pytree.tree_unflatten(leaves, structure)), gradient
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    if not (isinstance(result, tuple) and len(result) == 2):
+        requirement, actual = "be a pair (value, aux)", _checks.shape(result)
+        remedy = "Return both, or leave out has_aux"
+        name = "value_and_grad"
+        raise _checks.fail(TypeError, name, "the result of f", requirement, actual, remedy)
+    return result
 
 
 def _by_autograd(
@@ -86,9 +118,7 @@ def _by_autograd(
         for number, arg in zip(numbers, _pytree.tree_unflatten(inputs, structure), strict=True):
             changed[number] = arg
         result = f(*changed, **kwargs)
-    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
-        return None
-    value = result[0] if has_aux else result
+    value = _pair(result)[0] if has_aux else result
     _checks.one_number("value_and_grad", value)
     if asked and _reaches_others(result, inputs):
         return None
