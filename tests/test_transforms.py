@@ -281,6 +281,9 @@ def test_value_and_grad_takes_data_of_inference():
         data = numbers(3)
     f = transforms.value_and_grad(lambda w, x: (w * x).sum())
     torch.testing.assert_close(f(numbers(3), data)[1], data.clone())
+    w = numbers(2).requires_grad_()
+    with torch.no_grad():  # no params, and yet a graph
+        assert transforms.value_and_grad(lambda p: w.sum())({})[1] == {}
     assert transforms.value_and_grad(lambda p, x: x.sum())({}, numbers(2))[1] == {}
 
 

@@ -228,8 +228,7 @@ def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Dev
         if torch.compiler.is_exporting() or type(key) is not Tensor:
             return _bits_of_any_size(key, size, dtype).view(tuple(shape))
         words = _sequence(key, _WORDS, (size + parts - 1) // parts, _SPLITMIX)
-        words = words.view(dtype)
-        return words.narrow(0, 0, size).view(tuple(shape))
+        return words.view(dtype).narrow(0, 0, size).view(tuple(shape))
 
 
 def _bits_of_any_size(key: Key, size: int, dtype: torch.dtype) -> Tensor:
@@ -452,13 +451,14 @@ def _check_dtype(function: str, dtype: torch.dtype | None) -> torch.dtype:
 
 def _sequence(key: Key, use: int, num: int, mix: Mix) -> Int64[Tensor, " num"]:
     """The mixed sums start + γ, start + 2γ, ... modulo 2⁶⁴, where the key and its use start."""
-    number = _levels.value(key)  # None for a compiler, to which `num` may be open
-    if number is not None and num <= _FEW:
+    constant = _levels.constant(key)  # not for a compiler, to which `num` may be open
+    number = _levels.value(key) if constant and num <= _FEW else None
+    if number is not None:
         sums = ((number ^ use) + step * _GAMMA for step in range(1, num + 1))
         words = [_mixed_number(z, mix) for z in sums]
         return torch.tensor(words, dtype=torch.int64, device="cpu")
     counter = torch.arange(1, num + 1, device=key.device)
-    if _levels.constant(key):
+    if constant:
         torch.add(key ^ use, counter, alpha=_GAMMA, out=counter)
         return _mixed(counter, _TENSORS[mix], in_place=True)
     return _mixed(_sums(key ^ use, counter), mix)
