@@ -1,7 +1,6 @@
 """More devices, the same numbers; what does not fit is said."""
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -76,17 +75,6 @@ def printed(world, script, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@functools.cache
-def found(world):
-    return printed(world, "sharded.py")
-
-
-def cases():
-    for world, plans in sharded.PLANS.items():
-        for plan in plans:
-            yield from ((world, plan, case) for case in sharded.wanted(world, plan))
-
-
 def test_nan_is_no_small_difference_and_other_shapes_are_none():
     one = [torch.zeros(2), torch.zeros(3)]
     assert sharded.difference(one, [torch.zeros(2), torch.tensor([0.0, -2.0, 1.0])]) == 2
@@ -117,15 +105,26 @@ def test_a_key_that_is_placed_draws_the_same(one, draw):
     assert torch.equal(sharding.gather(drawn), draw(key))
 
 
-@pytest.mark.parametrize(("world", "plan", "case"), list(cases()))
-def test_many_processes_find_what_one_does(world, plan, case):
-    assert found(world)[plan][case] < 1e-10
+REFUSED = "sharding.on_mesh: derivatives of DTensors must"
+LACKING = "got forward mode (jvp, jacfwd or hessian), which torch lacks"
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("wrap", sharded.ADAPTERS)
-def test_a_wrapped_adapter_trains_to_the_weights_of_one_process(world, wrap):
-    assert found(world)["adapter"][wrap] < 1e-10
+def test_many_processes_find_what_one_does_keep_placements_and_refuse_forward_mode(world):
+    found = printed(world, "sharded.py")
+    adapters = found.pop("adapter")
+    assert adapters.keys() == sharded.ADAPTERS.keys()
+    assert not {name: far for name, far in adapters.items() if not far < 1e-10}
+    assert found.keys() == sharded.PLANS[world].keys()
+    for plan, results in found.items():
+        refused = [results.pop(name) for name in list(results) if " jvp by " in name]
+        kept = [results.pop(name) for name in list(results) if name.endswith(" keeps placements")]
+        assert sorted(results) == sorted(sharded.wanted(world, plan))
+        assert not {f"{plan} {case}": far for case, far in results.items() if not far < 1e-10}
+        assert len(refused) == 4
+        assert all(said.startswith(REFUSED) and LACKING in said for said in refused)
+        steps = [case for case in results if case.endswith(" sgd_steps")]
+        assert kept == [True] * len(steps)
 
 
 def assert_trained(results, kinds):
@@ -276,22 +275,6 @@ def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path, begun, capsys, file,
     (line,) = capsys.readouterr().err.splitlines()
     whole = "a whole checkpoint" if damage is None and file == ".metadata" else "a checkpoint whose"
     assert line.startswith(f"train: --resume must find {whole}")
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_a_step_keeps_placements(world):
-    kept = [v for rows in found(world).values() for name, v in rows.items() if "keeps" in name]
-    assert kept
-    assert all(kept)
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_forward_mode_is_refused_by_name(world):
-    said = [v for rows in found(world).values() for name, v in rows.items() if "jvp" in name]
-    assert len(said) == 4 * len(sharded.PLANS[world])
-    start = "sharding.on_mesh: derivatives of DTensors must"
-    assert all(v.startswith(start) for v in said)
-    assert all("got forward mode (jvp, jacfwd or hessian), which torch lacks" in v for v in said)
 
 
 def placements(layouts):
