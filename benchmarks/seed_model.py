@@ -8,6 +8,7 @@ that are not installed are left out.
         [--sizes 1x22 16x128 8x256x6x8x2048] [--compiled]
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ def candidates(
     modules["TinyTransformer"] = tinyfn.TinyTransformer(
         layers, layers, FEATURES, heads, hidden, DROPOUT_P
     )
-    calls["TinyTransformer"] = lambda: modules["TinyTransformer"](src, tgt)
+    calls["TinyTransformer"] = lambda module: module(src, tgt)
     key = random.key(0)
 
     def pure(params: Any, key: Tensor | None = None) -> Tensor:
@@ -48,19 +49,20 @@ def candidates(
         return torch.func.functional_call(module, weights, (src, tgt), _causal(seq))
 
     def forward(name: str) -> Callable[[], object]:
+        module = copy.deepcopy(modules[name]).eval()
+
         def timed() -> object:
-            modules[name].eval()
             with torch.no_grad():
-                return calls[name]()
+                return calls[name](module)
 
         return timed
 
     def step(name: str) -> Callable[[], object]:
-        leaves = list(modules[name].parameters())
+        module = modules[name].train()
+        leaves = list(module.parameters())
 
         def timed() -> object:
-            modules[name].train()
-            loss = calls[name]().square().mean()
+            loss = calls[name](module).square().mean()
             return torch.autograd.grad(loss, leaves, allow_unused=True)
 
         return timed
@@ -69,12 +71,7 @@ def candidates(
         with torch.no_grad():
             return pure(detached)
 
-    def peer_step() -> object:
-        module.train()
-        return peer_by_grad(weights)
-
     def compiled_peer_step() -> object:
-        module.train()
         loss = compiled_module(src, tgt, **_causal(seq)).square().mean()
         return torch.autograd.grad(loss, list(module.parameters()))
 
@@ -94,7 +91,7 @@ def candidates(
         | jax_forward,
         "gradient step": {name: step(name) for name in modules}
         | {
-            "nn.Transformer, torch.func.grad": peer_step,
+            "nn.Transformer, torch.func.grad": lambda: peer_by_grad(weights),
             "tinyfn.transformer, torch.autograd.grad": lambda: torch.autograd.grad(
                 loss(params), leaves
             ),
@@ -114,12 +111,14 @@ def _causal(seq: int) -> dict[str, Any]:
 
 def torch_peers(
     features: int, heads: int, enc: int, dec: int, hidden: int, src: Tensor, tgt: Tensor
-) -> tuple[dict[str, nn.Module], dict[str, Callable[[], Tensor]]]:
-    """Modules of the same sizes, and a call of each; the first is the base."""
+) -> tuple[dict[str, nn.Module], dict[str, Callable[[Any], Tensor]]]:
+    """Modules of the same sizes, and how each is called; the first is the base."""
     base = nn.Transformer(features, heads, enc, dec, hidden, dropout=DROPOUT_P, batch_first=True)
     causal = _causal(tgt.shape[1])
     modules: dict[str, nn.Module] = {"nn.Transformer": base}
-    calls: dict[str, Callable[[], Tensor]] = {"nn.Transformer": lambda: base(src, tgt, **causal)}
+    calls: dict[str, Callable[[Any], Tensor]] = {
+        "nn.Transformer": lambda module: module(src, tgt, **causal)
+    }
     try:
         from transformers import BartConfig, BartModel
     except ImportError:
@@ -139,9 +138,8 @@ def torch_peers(
             attention_dropout=DROPOUT_P,
             activation_dropout=DROPOUT_P,
         )
-        bart = BartModel(config)
-        modules["Hugging Face BART"] = bart
-        calls["Hugging Face BART"] = lambda: (
+        modules["Hugging Face BART"] = BartModel(config)
+        calls["Hugging Face BART"] = lambda bart: (
             bart(inputs_embeds=src, decoder_inputs_embeds=tgt, use_cache=False).last_hidden_state
         )
     try:
@@ -160,7 +158,7 @@ def torch_peers(
         encoder = Encoder(depth=enc, **options)
         decoder = Decoder(depth=dec, cross_attend=True, **options)
         modules["x-transformers"] = nn.ModuleList([encoder, decoder])
-        calls["x-transformers"] = lambda: decoder(tgt, context=encoder(src))
+        calls["x-transformers"] = lambda both: both[1](tgt, context=both[0](src))
     return modules, calls
 
 

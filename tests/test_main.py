@@ -13,10 +13,10 @@ import time
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyfn import checkpoint, generation, init_transformer, random, tree
+from tinyfn import checkpoint, generation, init_transformer, random, testing, tree
 from tinyfn.__main__ import main
 from tinyfn.pronunciation import data, evaluate, model, train, weights
 
@@ -397,8 +397,9 @@ def test_a_run_begins_from_the_weights_of_another(tmp_path, few, capsys):
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(["train", "--steps", "3", "--limit", "9", "--out", str(one), *FLAGS]) == 0
     file = str(one / "weights.safetensors")
-    further = ["train", "--limit", "9", "--warm-up", "0.5", "--begin", file, "--out", str(two)]
-    assert main([*further, "--steps", "1", "--peak-rate", "1e-9"]) == 0  # the rate moves nothing
+    further = ["train", "--limit", "9", "--warm-up", "0.5", "--begin", file]
+    still = ["--steps", "1", "--peak-rate", "1e-9", "--out", str(two)]  # the rate moves nothing
+    assert main([*further, *still]) == 0
     begun, ended = (tree.flatten(weights.load(out / "weights.safetensors")) for out in (one, two))
     for name, leaf in begun.items():
         assert torch.allclose(ended[name], leaf, atol=2e-3 * float(leaf.abs().max())), name
@@ -407,9 +408,92 @@ def test_a_run_begins_from_the_weights_of_another(tmp_path, few, capsys):
     assert found["begun_from"] == weights.record(file)
     moments = train.resume(two / train.CHECKPOINT)[0].optimizer.state_dict()["state"]
     assert {int(moment["step"]) for moment in moments.values()} == {1}  # its own, not the other's
-    assert main([*further, "--steps", "2", "--backward"]) == 0  # either direction
+    three = str(tmp_path / "three")
+    assert main([*further, "--steps", "2", "--backward", "--out", three]) == 0  # either direction
     (one / "weights.safetensors").unlink()  # a checkpoint is all that a run goes on from
     assert main(["train", "--resume", "--steps", "4", "--out", str(two)]) == 0
+
+
+@settings(max_examples=5)
+@given(testing.keys(), st.tuples(*[st.integers(1, 2)] * 2), st.tuples(*[st.integers(0, 3)] * 2))
+def test_more_layers_give_the_same_logits_and_all_of_them_learn(key, layers, more):
+    few = dict(zip(("num_encoder_layers", "num_decoder_layers"), layers, strict=True))
+    many = {name: few[name] + n for name, n in zip(few, more, strict=True)}
+    params, batch = model.init(key, {**SMALL, **few}), data.pairs(WORDS)
+    deeper = model.deepened(params, **many)
+    assert model.sizes(deeper) == {**SMALL, **many}
+    assert torch.equal(model.logits(deeper, batch), model.logits(params, batch))
+    gradients = torch.func.grad(model.loss)(deeper, batch)
+    for part in ("encoder", "decoder"):
+        for layer in gradients[part]["layers"]:
+            assert layer["self_attention"]["out_proj"]["weight"].any()
+            assert layer["feed_forward"]["down_proj"]["weight"].any()
+
+
+def test_no_layer_is_taken_out():
+    message = "deepened: num_decoder_layers must be at least 2, got 1"
+    with pytest.raises(ValueError, match=message):
+        model.deepened(model.init(random.key(0), {**SMALL, "num_decoder_layers": 2}), 1, 1)
+
+
+def test_half_of_a_target_is_what_teachers_say():
+    batch = data.pairs(WORDS)
+    student, *teachers = (model.init(random.key(seed), SMALL) for seed in range(3))
+    taught = model.chances(teachers, batch)
+    said = sum(model.logits(params, batch).softmax(-1) for params in teachers) / 2
+    torch.testing.assert_close(taught, said)
+    real = batch.phonemes.ids[:, 1:] != data.PAD
+    surprise = -(said * model.logits(student, batch).log_softmax(-1)).sum(-1)[real].mean()
+    options = {"label_smoothing": 0.1}
+    expected = (model.loss(student, batch, **options) + surprise) / 2
+    found = model.loss(student, batch._replace(taught=taught), **options)
+    torch.testing.assert_close(found, expected)
+
+
+def test_every_pair_is_taught_in_its_own_place():
+    batches = data.Batches(data.pairs(WORDS), max_tokens=30)
+    teacher = model.init(random.key(1), SMALL)
+    assert batches.take(torch.arange(2)).taught is None
+    train.teach(batches, [teacher])
+    for chosen in batches.epoch(random.key(5)):
+        batch = batches.take(chosen)
+        real = batch.phonemes.ids[:, 1:] != data.PAD
+        said = model.chances([teacher], batch)
+        torch.testing.assert_close(batch.taught.float()[real], said[real], atol=1e-3, rtol=1e-3)
+
+
+def test_a_taught_run_goes_on_being_taught(tmp_path, few, capsys, monkeypatch):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(["train", "--steps", "2", "--limit", "9", "--out", str(one), *FLAGS]) == 0
+    file = str(one / "weights.safetensors")
+    layers = ["--num-encoder-layers", "3", "--steps", "2", "--out", str(two)]
+    taught = ["--teacher", file, "--teacher", file]
+    assert main(["train", "--limit", "9", "--begin", file, *taught, *layers]) == 0
+    found = weights.record(two / "weights.safetensors")
+    assert found["taught_by"] == [weights.record(file)] * 2
+    assert f"--begin {file} --teacher {file} --teacher {file}" in found["commands"][0]
+    assert model.sizes(weights.load(two / "weights.safetensors"))["num_encoder_layers"] == 3
+    seen = []
+    loss = model.loss
+    monkeypatch.setattr(model, "loss", lambda p, b, *a, **k: seen.append(b) or loss(p, b, *a, **k))
+    assert main(["train", "--resume", "--steps", "3", "--out", str(two)]) == 0
+    assert seen
+    assert all(batch.taught is not None for batch in seen)
+    capsys.readouterr()
+    code, (line,) = said(capsys, ["train", "--teacher", file, "--backward", "--out", tmp_path])
+    assert code == 2
+    assert line.startswith("train: --teacher must be of a run with --backward, got")
+
+
+def test_no_run_is_written_over(tmp_path, few, capsys):
+    run = ["train", "--steps", "1", "--limit", "9", "--out", str(tmp_path), *FLAGS]
+    assert main(run) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    code, (line,) = said(capsys, run)
+    assert code == 2
+    assert line.startswith("train: --out must be a folder without a run, got")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_words_are_read_from_standard_input(monkeypatch, capsys):
@@ -562,10 +646,15 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
         (["train", "--steps", 0], "argument --steps: must be 1 or more, got 0"),
         (["train", "--minutes", "nan"], "argument --minutes: must be a positive number"),
         (["train", "--minutes", 1, "--steps", 2], "not allowed with argument"),
-        (["train", "--steps", 1, "--num-heads", 3, "--out", out], "num_heads must divide num_fea"),
+        (
+            ["train", "--steps", 1, "--num-heads", 3, "--out", tmp_path],
+            "num_heads must divide num_fea",
+        ),
         (["train", "--steps", 1, "--out", text], "File exists"),
         (["train", "--begin", text, "--out", out], "must be a whole safetensors file, got"),
-        (["train", "--begin", weights.SHIPPED, "--num-heads", 2], "--begin must have the sizes"),
+        (["train", "--begin", weights.SHIPPED, "--num-heads", 2], "Leave out --num-heads"),
+        (["train", "--begin", weights.SHIPPED, "--num-encoder-layers", 1], "or fewer layers, got"),
+        (["train", "--teacher", text, "--out", tmp_path], "must be a whole safetensors file, got"),
         (["train", "--resume", "--out", out, "--begin", text], "got --begin"),
         (["dance"], "invalid choice: 'dance'"),
     ]:

@@ -79,8 +79,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--dtype", choices=["float32", "bfloat16"], help="of products (float32)")
     from_end = "say phonemes from the end, to judge beams"
     plan.add_argument("--backward", action="store_true", default=None, help=from_end)
-    begin = "begin from these weights, of which the model has the sizes"
+    begin = "begin from these weights: the model has their sizes, and may have more layers"
     plan.add_argument("--begin", metavar="FILE", help=begin)
+    teacher = "half of a target is what these weights say; may be repeated for their mean"
+    plan.add_argument("--teacher", metavar="FILE", action="append", help=teacher)
 
 
 def _positive(text: str) -> float:
@@ -108,12 +110,20 @@ def _train(options: argparse.Namespace) -> int:
     found = train.resume(_checkpoint(options), device, mesh) if options.resume else None
     begun = weights.judge(options.begin, device).params if options.begin is not None else None
     plan = found[1] if found else _plan(options, begun)
+    if begun is not None:
+        layers = {name: plan.sizes[name] for name in _LAYERS}
+        begun = model.deepened(begun, **layers)
+    teachers = _teachers(plan, device)
+    if not found:
+        _check_new(options.out)
     if found and options.steps is not None:
         plan = train.replanned(*found, options.steps)
     sides = _limited(data.split(data.load()), plan.limit)
     if plan.backward:
         sides = {name: data.backward(words) for name, words in sides.items()}
     batches = data.Batches(data.pairs(sides["train"]), plan.max_tokens)
+    if teachers:
+        train.teach(batches, teachers, device)
     if options.steps is None and not found:
         steps = train.planned_steps(options.minutes or 10.0, plan, batches, device, mesh)
         plan = dataclasses.replace(plan, steps=steps)
@@ -150,20 +160,53 @@ _PLAN = {
     "limit",
     "backward",
     "begin",
+    "teacher",
 }
+_LAYERS = ("num_encoder_layers", "num_decoder_layers")
 
 
 def _plan(options: argparse.Namespace, begun: Params | None) -> train.Plan:
     given = {name: value for name, value in vars(options).items() if value is not None}
     sizes = model.SIZES if begun is None else model.sizes(begun)
     sizes = {name: given.get(name, size) for name, size in sizes.items()}
-    if begun is not None and sizes != model.sizes(begun):
-        flags = [f"--{name.replace('_', '-')}" for name in model.SIZES if name in given]
-        remedy = f"Leave out {', '.join(flags)}"
-        requirement, actual = f"have the sizes {sizes}", f"a file of {model.sizes(begun)}"
-        raise _checks.fail(ValueError, "train", "--begin", requirement, actual, remedy)
+    if begun is not None:
+        _check_begun(sizes, model.sizes(begun))
     chosen = {name: given[name] for name in _PLAN & given.keys()}
     return train.Plan(steps=given.get("steps", 1), sizes=sizes, **chosen)
+
+
+def _check_begun(sizes: dict[str, int], begun: dict[str, int]) -> None:
+    """That a model of these sizes can begin from one that may have fewer layers."""
+    bad = [
+        f"--{name.replace('_', '-')}"
+        for name, size in sizes.items()
+        if (size < begun[name] if name in _LAYERS else size != begun[name])
+    ]
+    if bad:
+        requirement = f"have the sizes {sizes}, or fewer layers"
+        remedy = f"Leave out {', '.join(bad)}"
+        raise _checks.fail(
+            ValueError, "train", "--begin", requirement, f"a file of {begun}", remedy
+        )
+
+
+def _teachers(plan: train.Plan, device: torch.device) -> list[Params]:
+    """Models of the direction in which the run says phonemes."""
+    found = [weights.judge(path, device) for path in plan.teacher]
+    for path, judge in zip(plan.teacher, found, strict=True):
+        if judge.backward != plan.backward:
+            requirement = f"be of a run with{'' if plan.backward else 'out'} --backward"
+            remedy = "A teacher says phonemes in the direction of who is taught"
+            raise _checks.fail(ValueError, "train", "--teacher", requirement, repr(path), remedy)
+    return [judge.params for judge in found]
+
+
+def _check_new(out: Path) -> None:
+    """That no other run would be lost."""
+    if any(_written(out / name) for name in (train.CHECKPOINT, train.SHARDED_CHECKPOINT)):
+        remedy = "Go on from it with --resume, name another, or remove that"
+        requirement = "be a folder without a run"
+        raise _checks.fail(ValueError, "train", "--out", requirement, repr(str(out)), remedy)
 
 
 def _checkpoint(options: argparse.Namespace) -> Path:

@@ -167,7 +167,7 @@ def _stored(params: Params) -> nn.Module:
 
 
 def _collect(module: nn.Module) -> Any:
+    children = {name: _collect(child) for name, child in module._modules.items()}
     if isinstance(module, nn.ModuleList):
-        return [_collect(child) for child in module]
-    children = {name: _collect(child) for name, child in module.named_children()}
-    return {**dict(module._parameters), **children}
+        return list(children.values())
+    return {**module._parameters, **children}

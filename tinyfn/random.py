@@ -228,7 +228,10 @@ def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Dev
         if torch.compiler.is_exporting() or type(key) is not Tensor:
             return _bits_of_any_size(key, size, dtype).view(tuple(shape))
         words = _sequence(key, _WORDS, (size + parts - 1) // parts, _SPLITMIX)
-        return words.view(dtype).narrow(0, 0, size).view(tuple(shape))
+        words = words.view(dtype)
+        if torch.compiler.is_compiling() or size % parts:  # no view costs nothing
+            words = words.narrow(0, 0, size)
+        return words.view(tuple(shape))
 
 
 def _bits_of_any_size(key: Key, size: int, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ import hashlib
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tinyfn import _checks, random
@@ -143,10 +143,17 @@ def decode_pronunciations(ids: Int64[Tensor, "words seq"]) -> list[Pronunciation
 
 
 class Batch(NamedTuple):
-    """Words and a pronunciation of each: source and target of the transformer."""
+    """Words and a pronunciation of each: source and target of the transformer.
+
+    Attributes:
+        letters: Of the words.
+        phonemes: Of the pronunciations.
+        taught: How likely each token is as the next in the eyes of other models, if there are any.
+    """
 
     letters: Tokens
     phonemes: Tokens
+    taught: Float[Tensor, "words next_phonemes vocab"] | None = None
 
 
 def pairs(dictionary: Dictionary) -> Batch:
@@ -191,7 +198,11 @@ class Batches:
 
     def take(self, chosen: Int64[Tensor, " words"], device: str | torch.device = "cpu") -> Batch:
         """The pairs, padded to the longest among them."""
-        return Batch(*(_take(tokens, chosen, device) for tokens in self.pairs))
+        letters, phonemes, taught = self.pairs
+        batch = Batch(_take(letters, chosen, device), _take(phonemes, chosen, device))
+        if taught is None:
+            return batch
+        return batch._replace(taught=taught[chosen, : batch.phonemes.ids.shape[1] - 1].to(device))
 
 
 def _take(tokens: Tokens, chosen: Tensor, device: str | torch.device) -> Tokens:

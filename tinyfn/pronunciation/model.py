@@ -18,6 +18,7 @@ from tinyfn import (
     rms_norm,
     transformer,
     transformer_attention_weights,
+    tree,
 )
 from tinyfn.pronunciation import data
 from tinyfn.types import Key, Params
@@ -72,6 +73,73 @@ def sizes(params: Params) -> dict[str, int]:
     }
 
 
+def deepened(params: Params, num_encoder_layers: int, num_decoder_layers: int) -> Params:
+    """Params of more layers that give the same logits: copies stand behind layers and add nothing.
+
+    Args:
+        params: From `init`.
+        num_encoder_layers: As many as there are, or more.
+        num_decoder_layers: As many as there are, or more.
+
+    Raises:
+        ValueError: There are more layers than asked for.
+
+    Example:
+        >>> from tinyfn import random
+        >>> sizes(deepened(init(random.key(0), SIZES), 4, 2))["num_encoder_layers"]
+        4
+
+    Reference: Chen et al., "Net2Net", ICLR 2016, arXiv 1511.05641.
+    """
+    wanted = {"encoder": num_encoder_layers, "decoder": num_decoder_layers}
+    parts = {
+        name: {**params[name], "layers": _repeated(name, params[name]["layers"], many)}
+        for name, many in wanted.items()
+    }
+    return {**params, **parts}
+
+
+def _repeated(part: str, layers: list[Params], many: int) -> list[Params]:
+    if many < len(layers):
+        requirement, remedy = f"be at least {len(layers)}", "No layer is taken out"
+        name = f"num_{part}_layers"
+        raise _checks.fail(ValueError, "deepened", name, requirement, many, remedy)
+    sources = [place * len(layers) // many for place in range(many)]
+    return [
+        _silent(layers[source]) if source == before else layers[source]
+        for before, source in zip([None, *sources], sources, strict=False)
+    ]
+
+
+def _silent(layer: Params) -> Params:
+    """A layer with zeros where its parts join the residual, which it then leaves as it is."""
+    last = {"out_proj", "down_proj"}
+    flat = {
+        path: torch.zeros_like(leaf) if last & set(path.split(".")) else leaf
+        for path, leaf in tree.flatten(layer).items()
+    }
+    return tree.unflatten(flat)
+
+
+def chances(
+    teachers: Sequence[Params], batch: data.Batch
+) -> Float[Tensor, "words next_phonemes vocab"]:
+    """How likely each token is as the next, in the mean of several models.
+
+    Args:
+        teachers: Each from `init`.
+        batch: Words and their pronunciations.
+
+    Example:
+        >>> from tinyfn import random
+        >>> chances([init(random.key(0), SIZES)], data.pairs({"a": [("AH",)]})).sum(-1)
+        tensor([[1.0000, 1.0000]])
+    """
+    with torch.no_grad():
+        found = [logits(params, batch).softmax(-1) for params in teachers]
+        return torch.stack(found).mean(0)
+
+
 def logits(
     params: Params, batch: data.Batch, key: Key | None = None, *, dropout_p: float = 0.0
 ) -> Float[Tensor, "words next_phonemes vocab"]:
@@ -88,7 +156,7 @@ def logits(
         >>> logits(init(random.key(0), SIZES), data.pairs({"a": [("AH",)]})).shape
         torch.Size([1, 2, 42])
     """
-    letters, phonemes = batch
+    letters, phonemes = batch.letters, batch.phonemes
     seen = _seen(letters)
     # Padding follows the phonemes, so the causal mask hides it from them.
     return transformer(
@@ -118,6 +186,8 @@ def loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of each next phoneme, over those that are not padding.
 
+    Half of each target is what `batch.taught` says, where there is that.
+
     Args:
         params: From `init`.
         batch: Words and their pronunciations.
@@ -129,6 +199,9 @@ def loss(
         >>> from tinyfn import random
         >>> loss(init(random.key(0), SIZES), data.pairs({"a": [("AH",)]})).shape
         torch.Size([])
+
+    Reference: Sun et al., "Token-Level Ensemble Distillation for Grapheme-to-Phoneme Conversion",
+    Interspeech 2019 (`taught`).
     """
     found = logits(params, batch, key, dropout_p=dropout_p)
     found = found.to(torch.promote_types(found.dtype, torch.float32))
@@ -136,6 +209,9 @@ def loss(
     real = targets != data.PAD
     # F.cross_entropy's mean is wrong for DTensors of which the parts have unequal padding.
     losses = cross_entropy(found, targets, real, label_smoothing=label_smoothing)
+    if batch.taught is not None:
+        others = -(batch.taught * found.log_softmax(-1)).sum(-1)
+        losses = (losses + torch.where(real, others, 0.0)) / 2
     return losses.sum() / real.sum()
 
 

@@ -49,7 +49,10 @@ def part() -> None:
 def placed(batch: Batch, mesh: DeviceMesh) -> Batch:
     """A batch over the mesh, with as many empty words more as make it divide."""
     more = -len(batch.letters.ids) % mesh.size()
-    return Batch(*(_placed(tokens, more, mesh) for tokens in batch))
+    letters, phonemes, taught = batch
+    if taught is not None:
+        taught = sharding.place(F.pad(taught, (0, 0, 0, 0, 0, more)), mesh)
+    return Batch(_placed(letters, more, mesh), _placed(phonemes, more, mesh), taught)
 
 
 def _placed(tokens: Tokens, more: int, mesh: DeviceMesh) -> Tokens:

@@ -10,7 +10,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -51,6 +51,7 @@ class Plan:
         limit: Use only the first words of each side.
         backward: Pronunciations are said from their end to their beginning.
         begin: The file of weights that it begins from; drawn weights if None.
+        teacher: Files of weights; what those models say in their mean is half of each target.
     """
 
     steps: int
@@ -66,6 +67,7 @@ class Plan:
     limit: int | None = None
     backward: bool = False
     begin: str | None = None
+    teacher: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -281,6 +283,17 @@ def _interruption() -> Iterator[threading.Event]:
         yield interrupted
     finally:
         restore()
+
+
+def teach(batches: data.Batches, teachers: Sequence[Params], device: Device = "cpu") -> None:
+    """Gives every pair, in place, what the teachers say in their mean."""
+    ids = batches.pairs.phonemes.ids
+    size = (len(ids), ids.shape[1] - 1, data.NUM_PHONEME_TOKENS)
+    taught = torch.zeros(size, dtype=torch.float16)
+    for chosen in batches.epoch(random.key(0)):
+        said = model.chances(teachers, batches.take(chosen, device))
+        taught[chosen, : said.shape[1]] = said.to("cpu", taught.dtype)
+    batches.pairs = batches.pairs._replace(taught=taught)
 
 
 def planned_steps(

@@ -134,6 +134,8 @@ def ship(
     }
     if plan.begin is not None:
         found["begun_from"] = record(plan.begin)
+    if plan.teacher:
+        found["taught_by"] = [record(path) for path in plan.teacher]
     text = json.dumps(found, indent=2)
     checkpoint.write(Path(path).with_suffix(".json"), f"{text}\n".encode())
     return test
@@ -144,9 +146,16 @@ def commands(state: State, plan: Plan) -> list[str]:
     usual, chosen = ({**asdict(p), **p.sizes, "sizes": {}} for p in (Plan(steps=0), plan))
     chosen["steps"] = state.ends[0][1]
     changed = {n.replace("_", "-"): v for n, v in chosen.items() if v != usual[n]}
-    given = [f"--{n}" if v is True else f"--{n} {shlex.quote(str(v))}" for n, v in changed.items()]
+    given = [_flag(name, value) for name, value in changed.items()]
     later = [f"at step {at}: --resume --steps {steps}" for at, steps in state.ends[1:]]
     return [" ".join(["python -m tinyfn train", *given]), *later]
+
+
+def _flag(name: str, value: Any) -> str:
+    if value is True:
+        return f"--{name}"
+    many = value if isinstance(value, (list, tuple)) else [value]
+    return " ".join(f"--{name} {shlex.quote(str(one))}" for one in many)
 
 
 def _described(device: torch.device) -> str:
