@@ -132,8 +132,8 @@ def chances(
 
     Example:
         >>> from tinyfn import random
-        >>> chances([init(random.key(0), SIZES)], data.pairs({"a": [("AH",)]})).sum(-1)
-        tensor([[1.0000, 1.0000]])
+        >>> chances([init(random.key(0), SIZES)], data.pairs({"a": [("AH",)]})).shape
+        torch.Size([1, 2, 42])
     """
     with torch.no_grad():
         found = [logits(params, batch).softmax(-1) for params in teachers]
