@@ -525,6 +525,7 @@ def draws(k):
         random.split(k, 33),
         random.split(k, 2),
         random.fold_in(k, 5),
+        random.normal(k, (3,)),
         random.normal(k, (33,)),
         random.uniform(k, (33,)),
         random.bernoulli(k, 0.3, (33,)),
