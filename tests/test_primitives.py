@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -278,6 +279,47 @@ def test_dropout_under_vmap_is_a_loop():
     mapped = torch.vmap(lambda x, key: tinyfn.dropout(x, key, dropout_p=0.5))(x, keys)
     looped = [tinyfn.dropout(x[i], keys[i], dropout_p=0.5) for i in range(3)]
     assert torch.equal(mapped, torch.stack(looped))
+
+
+ONE_TOKEN = {"weight": normal(8, 256, 512).float(), "bias": normal(9, 256).float()}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lead", [(), (1,), (2,), (1, 3), (4,), (0,)])
+def test_a_few_rows_by_blocks_are_what_they_are_among_others(lead, bias):
+    x = normal(7, *lead, 512).float()
+    params = {name: leaf for name, leaf in ONE_TOKEN.items() if bias or name == "weight"}
+    found = tinyfn.linear(params, x)
+    assert _primitives._pays_by_blocks(x, *params.values()) == (0 < x.numel() <= 3 * 512)
+    expected = F.linear(x.double(), *(leaf.double() for leaf in params.values()))
+    torch.testing.assert_close(found, expected.float(), atol=1e-4, rtol=1e-5)
+    turned = {**params, "weight": params["weight"].mT.contiguous().mT}
+    torch.testing.assert_close(tinyfn.linear(turned, x), found, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        tinyfn.linear(tree.map(torch.nn.Parameter, params), x).detach(), found, atol=1e-4, rtol=1e-5
+    )
+
+
+def test_by_blocks_is_only_for_those_whom_nobody_follows():
+    x, weight = normal(7, 512).float(), ONE_TOKEN["weight"]
+    pays, asked = _primitives._pays_by_blocks, []
+
+    def f(x, weight):
+        asked.append(pays(x, weight))
+        return tinyfn.linear({"weight": weight}, x).sum()
+
+    torch.func.grad(f)(x, weight)
+    torch.func.grad(f, argnums=1)(x, weight)
+    torch.func.jvp(f, (x, weight), (x, weight))
+    torch.vmap(f, (0, None))(x.unsqueeze(0), weight)
+    f(x.clone().requires_grad_(), weight)
+    f(x, torch.nn.Parameter(weight))
+    make_fx(f)(x, weight)
+    f(x.double(), weight.double())
+    f(x, weight[:250])
+    assert asked == [False] * len(asked)
+    with torch.no_grad():
+        assert pays(x, torch.nn.Parameter(weight))
 
 
 def test_what_is_dropped_cannot_matter():

@@ -171,7 +171,7 @@ def transformed() -> bool:
 
 
 def constant(x: Tensor) -> bool:
-    """Whether an integer tensor is the same for all who follow operations.
+    """Whether a tensor that asks for no gradient is the same for all who follow operations.
 
     They are the transforms that are live, of which none has wrapped it, compilers, tracers, modes.
 
@@ -182,7 +182,7 @@ def constant(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or None in (_functorch, _dispatch_modes, _early_modes):
         return False
     return (
-        type(x) is Tensor
+        type(x) in (Tensor, nn.Parameter)
         and not _functorch.is_functorch_wrapped_tensor(x)
         and not _functorch.is_legacy_batchedtensor(x)
         and not _dispatch_modes()

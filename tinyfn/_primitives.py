@@ -102,7 +102,42 @@ def affine(
         tensor([11.])
     """
     given = (x, weight) if bias is None else (x, weight, bias)
+    if _pays_by_blocks(*given):
+        return _affine_by_blocks(*given)
     return _levels.push(F.linear, _AFFINE_TERMS, *given)
+
+
+_MOST_ROWS, _LEAST_WEIGHTS, _LONGEST_ROW, _BLOCK = 3, 2**17, 2048, 64
+
+
+def _pays_by_blocks(x: Tensor, weight: Tensor, *bias: Tensor) -> bool:
+    """Whether little else is done than to read the weights of a CPU, as for a token more."""
+    return (
+        not torch.compiler.is_compiling()
+        and 0 < x.numel() <= _MOST_ROWS * x.shape[-1]
+        and weight.numel() >= _LEAST_WEIGHTS
+        and weight.shape[1] <= _LONGEST_ROW
+        and weight.shape[0] % _BLOCK == 0
+        and x.dtype == weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and not _levels.transformed()
+        and _levels.constant(x)
+        and _levels.live(x, weight, *bias) is _levels.Derivatives.NONE
+    )
+
+
+def _affine_by_blocks(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+    """The same as many small products, for which MKL reads memory up to twice as fast."""
+    (out, width), rows = weight.shape, x.numel() // x.shape[-1]
+    blocks = out // _BLOCK
+    columns = x.reshape(rows, width).mT.expand(blocks, width, rows)
+    split = weight.view(blocks, _BLOCK, width)
+    if bias:
+        y = torch.baddbmm(bias[0].reshape(blocks, _BLOCK, 1), split, columns)
+    else:
+        y = torch.bmm(split, columns)
+    return y.view(out, rows).mT.reshape(*x.shape[:-1], out)
 
 
 _AFFINE_TERMS = (
