@@ -505,7 +505,7 @@ def test_words_are_read_from_standard_input(monkeypatch, capsys):
     assert capsys.readouterr().out == read
     assert [line.split()[0] for line in read.splitlines()] == ["cough", "dough", "rough"]
     monkeypatch.setattr("sys.stdin", io.StringIO("cough don't dough r2\n"))
-    assert main(["pronounce"]) == 0
+    assert main(["pronounce"]) == 2
     said = capsys.readouterr()
     assert [line.split()[0] for line in said.out.splitlines()] == ["cough", "dough"]
     assert len(said.err.splitlines()) == 2
@@ -644,7 +644,9 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
         (["train", "--resume", "--out", out, "--steps", 1], "steps must be above 1, got 1"),
         (["train", "--dropout-p", 1], "argument --dropout-p: must be in [0, 1), got 1"),
         (["train", "--label-smoothing", 5], "argument --label-smoothing: must be in [0, 1)"),
-        (["train", "--steps", 0], "argument --steps: must be 1 or more, got 0"),
+        (["train", "--steps", 0], "argument --steps: must be a whole number of at"),
+        (["train", "--steps", "1e3"], "at least 1, got 1e3"),
+        (["evaluate", "--plot", text, "--weights", tmp_path / "none"], "File exists"),
         (["train", "--minutes", "nan"], "argument --minutes: must be a positive number"),
         (["train", "--minutes", 1, "--steps", 2], "not allowed with argument"),
         (

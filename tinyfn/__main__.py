@@ -99,7 +99,7 @@ def _share(text: str) -> float:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
     return int(text)
 
 
@@ -303,6 +303,8 @@ def _models(options: argparse.Namespace) -> tuple[Params, list[model.Judge]]:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.plot:  # a bad place is said before the work
+        options.plot.mkdir(parents=True, exist_ok=True)
     params, judges = _models(options)
     words = _limited(data.split(data.load()), options.limit)["test"]
     searches: dict[str, dict[str, Any]] = {"greedy": {}}
@@ -356,7 +358,6 @@ def _table(title: str, rows: dict[str, evaluate.Errors]) -> str:
 
 
 def _plot(folder: Path, params: dict, record: dict) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for word in SHOWN:
         (phonemes,) = model.pronounce(params, [word])
         layers = model.cross_attention(params, word, phonemes)
@@ -396,7 +397,8 @@ def _pronounce(options: argparse.Namespace) -> int:
         raise _checks.fail(ValueError, "pronounce", "--plot", "have one WORD", "none", "Name it")
     params, judges = _models(options)
     search: dict[str, Any] = {"num_beams": options.beams, "judges": judges}
-    for words in [options.words] if options.words else _batches(sys.stdin):
+    bad: list[str] = []
+    for words in [options.words] if options.words else _batches(sys.stdin, bad):
         width = max(map(len, words), default=0)
         found = model.pronounce(params, words, **search)
         for word, phonemes in zip(words, found, strict=True):
@@ -406,24 +408,25 @@ def _pronounce(options: argparse.Namespace) -> int:
         layers = model.cross_attention(params, options.words[0], phonemes)
         labels = ([*phonemes, "end"], list(options.words[0]))
         plotting.attention_maps(layers, *labels, title=options.words[0]).savefig(options.plot)
-    return 0
+    return 2 if bad else 0
 
 
-def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
-    """The words of lines, many at a time."""
+def _batches(lines: Iterable[str], bad: list[str]) -> Iterator[list[str]]:
+    """The words of lines, many at a time; stderr tells the bad, and the others are not lost."""
     words = (word for line in lines for word in line.split())
     while batch := list(itertools.islice(words, 2048)):
-        yield [word for word in batch if _said_if_bad(word)]
+        yield [word for word in batch if not _is_bad(word, bad)]
 
 
-def _said_if_bad(word: str) -> bool:
-    """Whether a word can be pronounced; if not, stderr says so, and the others are not lost."""
+def _is_bad(word: str, bad: list[str]) -> bool:
+    """Whether a word cannot be pronounced, which is said and noted."""
     try:
         data.encode_words([word])
     except ValueError as error:
         print(error, file=sys.stderr)
-        return False
-    return True
+        bad.append(word)
+        return True
+    return False
 
 
 if __name__ == "__main__":
