@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 
 import sharded
+from tinyfn import random
 from tinyfn.__main__ import main as command
-from tinyfn.pronunciation import data, parallel, train
+from tinyfn.pronunciation import data, model, parallel, train
 
 SIZES = {
     "num_features": 8,
@@ -44,7 +45,9 @@ KINDS = ("data", "full", "tensor")
 
 def run(state, folder):
     folder.mkdir(exist_ok=True, parents=True)
-    return train.run(state, PLAN, data.Batches(data.pairs(WORDS), PLAN.max_tokens), WORDS, folder)
+    batches = data.Batches(data.pairs(WORDS), PLAN.max_tokens)
+    train.teach(batches, [model.init(random.key(1), SIZES)])
+    return train.run(state, PLAN, batches, WORDS, folder)
 
 
 def stop_at(step, number, rank):

@@ -298,6 +298,8 @@ def test_a_few_rows_by_blocks_are_what_they_are_among_others(lead, bias):
     torch.testing.assert_close(
         tinyfn.linear(tree.map(torch.nn.Parameter, params), x).detach(), found, atol=1e-4, rtol=1e-5
     )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tinyfn.linear(params, x).dtype == F.linear(x, *params.values()).dtype
 
 
 def test_by_blocks_is_only_for_those_whom_nobody_follows():

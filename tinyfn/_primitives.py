@@ -121,6 +121,7 @@ def _pays_by_blocks(x: Tensor, weight: Tensor, *bias: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and weight.device.type == "cpu"
         and weight.is_contiguous()
+        and all(b.shape == weight.shape[:1] and b.dtype == weight.dtype for b in bias)
         and not _levels.transformed()
         and _levels.constant(x)
         and _levels.live(x, weight, *bias) is _levels.Derivatives.NONE
