@@ -481,9 +481,22 @@ def test_a_taught_run_goes_on_being_taught(tmp_path, few, capsys, monkeypatch):
     assert seen
     assert all(batch.taught is not None for batch in seen)
     capsys.readouterr()
+    (one / "weights.safetensors").write_bytes((two / "weights.safetensors").read_bytes())
+    code, (line,) = said(capsys, ["train", "--resume", "--steps", "4", "--out", two])
+    assert code == 2
+    assert line.startswith("train: --teacher must be the file that it was when the run began, got")
     code, (line,) = said(capsys, ["train", "--teacher", file, "--backward", "--out", tmp_path])
     assert code == 2
     assert line.startswith("train: --teacher must be of a run with --backward, got")
+
+
+def test_a_recorded_command_makes_the_same_plan():
+    layers = {"num_encoder_layers": 2, "num_decoder_layers": 2}  # the usual ones
+    plan = train.Plan(steps=3, sizes={**SMALL, **layers}, begin="a file")
+    state = train.start(dataclasses.replace(plan, sizes=SMALL))
+    (line,) = weights.commands(state, plan)
+    for name, size in plan.sizes.items():
+        assert f"--{name.replace('_', '-')} {size}" in line
 
 
 def test_no_run_is_written_over(tmp_path, few, capsys):
@@ -494,6 +507,9 @@ def test_no_run_is_written_over(tmp_path, few, capsys):
     code, (line,) = said(capsys, run)
     assert code == 2
     assert line.startswith("train: --out must be a folder without a run, got")
+    (tmp_path / train.CHECKPOINT).unlink()  # the weights alone are not written over either
+    assert said(capsys, run)[0] == 2
+    del before[train.CHECKPOINT]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -646,7 +662,7 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
         (["train", "--label-smoothing", 5], "argument --label-smoothing: must be in [0, 1)"),
         (["train", "--steps", 0], "argument --steps: must be a whole number of at"),
         (["train", "--steps", "1e3"], "at least 1, got 1e3"),
-        (["evaluate", "--plot", text, "--weights", tmp_path / "none"], "File exists"),
+        (["evaluate", "--plot", text, "--limit", 1], "File exists"),
         (["train", "--minutes", "nan"], "argument --minutes: must be a positive number"),
         (["train", "--minutes", 1, "--steps", 2], "not allowed with argument"),
         (
@@ -658,6 +674,8 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
         (["train", "--begin", weights.SHIPPED, "--num-heads", 2], "Leave out --num-heads"),
         (["train", "--begin", weights.SHIPPED, "--num-encoder-layers", 1], "or fewer layers, got"),
         (["train", "--teacher", text, "--out", tmp_path], "must be a whole safetensors file, got"),
+        (["train", "--teacher", "none", "--out", tmp_path], "--teacher must name files of weights"),
+        (["pronounce", "a", "--plot", tmp_path / "none" / "a.png"], "a folder that is there, got"),
         (["train", "--resume", "--out", out, "--begin", text], "got --begin"),
         (["dance"], "invalid choice: 'dance'"),
     ]:

@@ -1,6 +1,7 @@
 """The parts of a layer against the specification, their laws, how they begin, and every error."""
 
 import math
+import re
 from functools import partial
 
 import pytest
@@ -281,47 +282,79 @@ def test_dropout_under_vmap_is_a_loop():
     assert torch.equal(mapped, torch.stack(looped))
 
 
-ONE_TOKEN = {"weight": normal(8, 256, 512).float(), "bias": normal(9, 256).float()}
+LARGE = {"weight": normal(8, 576, 512).float(), "bias": normal(9, 576).float()}
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("lead", [(), (1,), (2,), (1, 3), (4,), (0,)])
-def test_a_few_rows_by_blocks_are_what_they_are_among_others(lead, bias):
+@pytest.mark.parametrize("lead", [(), (1,), (2,), (1, 2), (3,), (0,)])
+def test_a_row_or_two_by_blocks_are_what_they_are_among_others(lead, bias):
     x = normal(7, *lead, 512).float()
-    params = {name: leaf for name, leaf in ONE_TOKEN.items() if bias or name == "weight"}
+    params = {name: leaf for name, leaf in LARGE.items() if bias or name == "weight"}
     found = tinyfn.linear(params, x)
-    assert _primitives._pays_by_blocks(x, *params.values()) == (0 < x.numel() <= 3 * 512)
+    assert _primitives._pays_by_blocks(x, *params.values()) == (0 < x.numel() <= 2 * 512)
     expected = F.linear(x.double(), *(leaf.double() for leaf in params.values()))
     torch.testing.assert_close(found, expected.float(), atol=1e-4, rtol=1e-5)
-    turned = {**params, "weight": params["weight"].mT.contiguous().mT}
-    torch.testing.assert_close(tinyfn.linear(turned, x), found, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(
-        tinyfn.linear(tree.map(torch.nn.Parameter, params), x).detach(), found, atol=1e-4, rtol=1e-5
-    )
+    assert found.is_contiguous()
+    with torch.no_grad():
+        out = tinyfn.linear(tree.map(torch.nn.Parameter, params), x)
+    assert torch.equal(out, found)
+    out.mul_(torch.ones(576, requires_grad=True))  # as a view it could not be
     with torch.autocast("cpu", torch.bfloat16):
         assert tinyfn.linear(params, x).dtype == F.linear(x, *params.values()).dtype
 
 
-def test_by_blocks_is_only_for_those_whom_nobody_follows():
-    x, weight = normal(7, 512).float(), ONE_TOKEN["weight"]
-    pays, asked = _primitives._pays_by_blocks, []
+ROW, WEIGHT, BIAS = normal(7, 512).float(), LARGE["weight"], LARGE["bias"]
+DEVIATIONS = {
+    "rows": (ROW.expand(3, 512), WEIGHT, BIAS),
+    "a small weight": (ROW[:256], WEIGHT[:, :256].contiguous(), BIAS),
+    "a long row": (normal(1, 4096).float(), normal(2, 576, 4096).float(), BIAS),
+    "no blocks": (ROW, WEIGHT[:530], BIAS[:530]),
+    "few blocks": (normal(1, 2048).float(), normal(2, 448, 2048).float(), BIAS[:448]),
+    "a turned weight": (ROW, WEIGHT.mT.contiguous().mT, BIAS),
+    "a bias that is repeated": (ROW, WEIGHT, BIAS[:1]),
+    "double": (ROW.double(), WEIGHT.double(), BIAS.double()),
+    "a gradient by x": (ROW.clone().requires_grad_(), WEIGHT, BIAS),
+    "a gradient by the weight": (ROW, torch.nn.Parameter(WEIGHT), BIAS),
+    "a gradient by the bias": (ROW, WEIGHT, torch.nn.Parameter(BIAS)),
+    "another device": (ROW.to("meta"), WEIGHT, BIAS),
+    "a bias of another device": (ROW, WEIGHT, BIAS.to("meta")),
+}
+
+
+@pytest.mark.parametrize("given", DEVIATIONS.values(), ids=list(DEVIATIONS))
+def test_by_blocks_is_only_for(given, unchecked):
+    assert _primitives._pays_by_blocks(ROW, WEIGHT, BIAS)
+    assert not _primitives._pays_by_blocks(*given)
+    try:
+        expected = F.linear(*given)
+    except RuntimeError as error:
+        with pytest.raises(RuntimeError, match=re.escape(str(error))):
+            _primitives.affine(*given)
+    else:
+        assert torch.equal(_primitives.affine(*given), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+def test_by_blocks_is_for_what_nobody_follows(unchecked):
+    asked = []
 
     def f(x, weight):
-        asked.append(pays(x, weight))
-        return tinyfn.linear({"weight": weight}, x).sum()
+        asked.append(_primitives._pays_by_blocks(x, weight))
+        return _primitives.affine(x, weight).sum()
 
-    torch.func.grad(f)(x, weight)
-    torch.func.grad(f, argnums=1)(x, weight)
-    torch.func.jvp(f, (x, weight), (x, weight))
-    torch.vmap(f, (0, None))(x.unsqueeze(0), weight)
-    f(x.clone().requires_grad_(), weight)
-    f(x, torch.nn.Parameter(weight))
-    make_fx(f)(x, weight)
-    f(x.double(), weight.double())
-    f(x, weight[:250])
+    torch.func.grad(f)(ROW, WEIGHT)
+    torch.func.grad(f, argnums=1)(ROW, WEIGHT)
+    torch.func.jvp(f, (ROW, WEIGHT), (ROW, WEIGHT))
+    torch.vmap(f, (0, None))(ROW.unsqueeze(0), WEIGHT)
+    torch.vmap(f, (None, 0))(ROW, WEIGHT.unsqueeze(0))
+    make_fx(f)(ROW, WEIGHT)
+    make_fx(f, tracing_mode="symbolic")(ROW, WEIGHT)
+    torch.jit.trace(f, (ROW, WEIGHT), check_trace=False)
+    with FlopCounterMode(display=False):
+        f(ROW, WEIGHT)
     assert asked == [False] * len(asked)
-    with torch.no_grad():
-        assert pays(x, torch.nn.Parameter(weight))
+    f(ROW, WEIGHT)
+    assert asked[-1]
 
 
 def test_what_is_dropped_cannot_matter():

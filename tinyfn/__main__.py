@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import os
 import sys
@@ -172,6 +173,8 @@ def _plan(options: argparse.Namespace, begun: Params | None) -> train.Plan:
     if begun is not None:
         _check_begun(sizes, model.sizes(begun))
     chosen = {name: given[name] for name in _PLAN & given.keys()}
+    if "teacher" in chosen:
+        chosen["teacher"] = [[path, _hash(path)] for path in chosen["teacher"]]
     return train.Plan(steps=given.get("steps", 1), sizes=sizes, **chosen)
 
 
@@ -183,17 +186,23 @@ def _check_begun(sizes: dict[str, int], begun: dict[str, int]) -> None:
         if (size < begun[name] if name in _LAYERS else size != begun[name])
     ]
     if bad:
-        requirement = f"have the sizes {sizes}, or fewer layers"
-        remedy = f"Leave out {', '.join(bad)}"
-        raise _checks.fail(
-            ValueError, "train", "--begin", requirement, f"a file of {begun}", remedy
+        wanted, there = (
+            {n: found[n] for n in sizes if sizes[n] != begun[n]} for found in (sizes, begun)
         )
+        requirement, actual = f"have {wanted}, or fewer layers", f"a file of {there}"
+        remedy = f"Leave out {', '.join(bad)}"
+        raise _checks.fail(ValueError, "train", "--begin", requirement, actual, remedy)
 
 
 def _teachers(plan: train.Plan, device: torch.device) -> list[Params]:
-    """Models of the direction in which the run says phonemes."""
-    found = [weights.judge(path, device) for path in plan.teacher]
-    for path, judge in zip(plan.teacher, found, strict=True):
+    """Models of the direction in which the run says phonemes, as they were when it began."""
+    for path, known in plan.teacher:
+        if _hash(path) != known:
+            requirement = "be the file that it was when the run began"
+            remedy = "Put that back: a run goes on with what it began with"
+            raise _checks.fail(ValueError, "train", "--teacher", requirement, repr(path), remedy)
+    found = [weights.judge(path, device) for path, _ in plan.teacher]
+    for (path, _), judge in zip(plan.teacher, found, strict=True):
         if judge.backward != plan.backward:
             requirement = f"be of a run with{'' if plan.backward else 'out'} --backward"
             remedy = "A teacher says phonemes in the direction of who is taught"
@@ -201,10 +210,20 @@ def _teachers(plan: train.Plan, device: torch.device) -> list[Params]:
     return [judge.params for judge in found]
 
 
+def _hash(path: str) -> str:
+    """Of what is in a file."""
+    if not Path(path).is_file():
+        requirement, remedy = "name files of weights", "Put it there, or name another run's"
+        raise _checks.fail(ValueError, "train", "--teacher", requirement, repr(path), remedy)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _check_new(out: Path) -> None:
     """That no other run would be lost."""
-    if any(_written(out / name) for name in (train.CHECKPOINT, train.SHARDED_CHECKPOINT)):
-        remedy = "Go on from it with --resume, name another, or remove that"
+    made = (train.CHECKPOINT, train.SHARDED_CHECKPOINT, "weights.safetensors", "weights.json")
+    if any(_written(out / name) for name in made):
+        remedy = "Go on from it with --resume, or name another folder"
         requirement = "be a folder without a run"
         raise _checks.fail(ValueError, "train", "--out", requirement, repr(str(out)), remedy)
 
@@ -303,9 +322,9 @@ def _models(options: argparse.Namespace) -> tuple[Params, list[model.Judge]]:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    params, judges = _models(options)
     if options.plot:  # a bad place is said before the work
         options.plot.mkdir(parents=True, exist_ok=True)
-    params, judges = _models(options)
     words = _limited(data.split(data.load()), options.limit)["test"]
     searches: dict[str, dict[str, Any]] = {"greedy": {}}
     if options.beams > 1:
@@ -395,6 +414,10 @@ def _pronounce(options: argparse.Namespace) -> int:
         )
     if options.plot and not options.words:
         raise _checks.fail(ValueError, "pronounce", "--plot", "have one WORD", "none", "Name it")
+    if options.plot and not options.plot.parent.is_dir():
+        actual, remedy = repr(str(options.plot)), "Make its folder first"
+        requirement = "be a file in a folder that is there"
+        raise _checks.fail(ValueError, "pronounce", "--plot", requirement, actual, remedy)
     params, judges = _models(options)
     search: dict[str, Any] = {"num_beams": options.beams, "judges": judges}
     bad: list[str] = []

@@ -171,7 +171,7 @@ def transformed() -> bool:
 
 
 def constant(x: Tensor) -> bool:
-    """Whether a tensor that asks for no gradient is the same for all who follow operations.
+    """Whether a tensor is the same for all who follow operations, but for autograd (see `live`).
 
     They are the transforms that are live, of which none has wrapped it, compilers, tracers, modes.
 

@@ -167,7 +167,7 @@ def _stored(params: Params) -> nn.Module:
 
 
 def _collect(module: nn.Module) -> Any:
-    children = {name: _collect(child) for name, child in module._modules.items()}
+    children = {n: _collect(child) for n, child in module._modules.items() if child is not None}
     if isinstance(module, nn.ModuleList):
         return list(children.values())
     return {**module._parameters, **children}

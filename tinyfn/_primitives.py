@@ -107,24 +107,29 @@ def affine(
     return _levels.push(F.linear, _AFFINE_TERMS, *given)
 
 
-_MOST_ROWS, _LEAST_WEIGHTS, _LONGEST_ROW, _BLOCK = 3, 2**17, 2048, 64
+_MOST_ROWS, _LEAST_WEIGHTS, _LONGEST_ROW, _BLOCK, _LEAST_BLOCKS = 2, 2**18, 2048, 64, 8
 
 
-def _pays_by_blocks(x: Tensor, weight: Tensor, *bias: Tensor) -> bool:
+def _pays_by_blocks(x: Tensor, *params: Tensor) -> bool:
     """Whether little else is done than to read the weights of a CPU, as for a token more."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or torch.jit.is_tracing():
+        return False  # sizes may be open, or to ask for them a warning
+    if not 0 < x.numel() <= _MOST_ROWS * x.shape[-1]:
+        return False
+    weight, given = params[0], (x, *params)
     return (
-        not torch.compiler.is_compiling()
-        and 0 < x.numel() <= _MOST_ROWS * x.shape[-1]
+        _levels.constant(x)
+        and not _levels.transformed()
+        and _levels.live(*given) is _levels.Derivatives.NONE
+        and all(y.device.type == "cpu" for y in given)
+        and all(y.dtype == torch.float32 and y.layout == torch.strided for y in given)
         and weight.numel() >= _LEAST_WEIGHTS
         and weight.shape[1] <= _LONGEST_ROW
         and weight.shape[0] % _BLOCK == 0
-        and x.dtype == weight.dtype == torch.float32
-        and weight.device.type == "cpu"
+        and weight.shape[0] >= _LEAST_BLOCKS * _BLOCK
         and weight.is_contiguous()
-        and all(b.shape == weight.shape[:1] and b.dtype == weight.dtype for b in bias)
-        and not _levels.transformed()
-        and _levels.constant(x)
-        and _levels.live(x, weight, *bias) is _levels.Derivatives.NONE
+        and all(bias.shape == weight.shape[:1] for bias in params[1:])
+        and torch.backends.mkl.is_available()
     )
 
 
@@ -138,7 +143,8 @@ def _affine_by_blocks(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
         y = torch.baddbmm(bias[0].reshape(blocks, _BLOCK, 1), split, columns)
     else:
         y = torch.bmm(split, columns)
-    return y.view(out, rows).mT.reshape(*x.shape[:-1], out)
+    y = y.view(out, rows).mT.contiguous()
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], out))  # as F.linear: no view to autograd
 
 
 _AFFINE_TERMS = (

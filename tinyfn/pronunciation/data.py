@@ -148,7 +148,7 @@ class Batch(NamedTuple):
     Attributes:
         letters: Of the words.
         phonemes: Of the pronunciations.
-        taught: How likely each token is as the next in the eyes of other models, if there are any.
+        taught: Probabilities of each token as the next that other models gave, if there are any.
     """
 
     letters: Tokens

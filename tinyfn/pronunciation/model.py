@@ -74,7 +74,9 @@ def sizes(params: Params) -> dict[str, int]:
 
 
 def deepened(params: Params, num_encoder_layers: int, num_decoder_layers: int) -> Params:
-    """Params of more layers that give the same logits: copies stand behind layers and add nothing.
+    """Params of more layers that give the same logits.
+
+    A layer that is added is a copy of the one before it, but that its output projections are zero.
 
     Args:
         params: From `init`.
@@ -112,10 +114,10 @@ def _repeated(part: str, layers: list[Params], many: int) -> list[Params]:
 
 
 def _silent(layer: Params) -> Params:
-    """A layer with zeros where its parts join the residual, which it then leaves as it is."""
+    """A copy with zeros where its parts join the residual, which it then leaves as it is."""
     last = {"out_proj", "down_proj"}
     flat = {
-        path: torch.zeros_like(leaf) if last & set(path.split(".")) else leaf
+        path: torch.zeros_like(leaf) if last & set(path.split(".")) else leaf.clone()
         for path, leaf in tree.flatten(layer).items()
     }
     return tree.unflatten(flat)
@@ -124,10 +126,10 @@ def _silent(layer: Params) -> Params:
 def chances(
     teachers: Sequence[Params], batch: data.Batch
 ) -> Float[Tensor, "words next_phonemes vocab"]:
-    """How likely each token is as the next, in the mean of several models.
+    """The mean of several models' probabilities of each token as the next.
 
     Args:
-        teachers: Each from `init`.
+        teachers: Each from `init`, at least one.
         batch: Words and their pronunciations.
 
     Example:
@@ -135,9 +137,8 @@ def chances(
         >>> chances([init(random.key(0), SIZES)], data.pairs({"a": [("AH",)]})).shape
         torch.Size([1, 2, 42])
     """
-    with torch.no_grad():
-        found = [logits(params, batch).softmax(-1) for params in teachers]
-        return torch.stack(found).mean(0)
+    _checks.at_least("chances", "the number of teachers", len(teachers))
+    return torch.stack([logits(params, batch).softmax(-1) for params in teachers]).mean(0)
 
 
 def logits(

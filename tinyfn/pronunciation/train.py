@@ -51,7 +51,8 @@ class Plan:
         limit: Use only the first words of each side.
         backward: Pronunciations are said from their end to their beginning.
         begin: The file of weights that it begins from; drawn weights if None.
-        teacher: Files of weights; what those models say in their mean is half of each target.
+        teacher: Files of weights, each with its hash; half of each target is the mean of the
+            probabilities that those models give.
     """
 
     steps: int
@@ -67,7 +68,7 @@ class Plan:
     limit: int | None = None
     backward: bool = False
     begin: str | None = None
-    teacher: list[str] = field(default_factory=list)
+    teacher: list[list[str]] = field(default_factory=list)
 
 
 @dataclass
@@ -286,12 +287,13 @@ def _interruption() -> Iterator[threading.Event]:
 
 
 def teach(batches: data.Batches, teachers: Sequence[Params], device: Device = "cpu") -> None:
-    """Gives every pair, in place, what the teachers say in their mean."""
+    """Gives every pair, in place, the mean of the teachers' probabilities."""
     ids = batches.pairs.phonemes.ids
     size = (len(ids), ids.shape[1] - 1, data.NUM_PHONEME_TOKENS)
     taught = torch.zeros(size, dtype=torch.float16)
     for chosen in batches.epoch(random.key(0)):
-        said = model.chances(teachers, batches.take(chosen, device))
+        with torch.no_grad():
+            said = model.chances(teachers, batches.take(chosen, device))
         taught[chosen, : said.shape[1]] = said.to("cpu", taught.dtype)
     batches.pairs = batches.pairs._replace(taught=taught)
 

@@ -135,7 +135,7 @@ def ship(
     if plan.begin is not None:
         found["begun_from"] = record(plan.begin)
     if plan.teacher:
-        found["taught_by"] = [record(path) for path in plan.teacher]
+        found["taught_by"] = [record(path) for path, _ in plan.teacher]
     text = json.dumps(found, indent=2)
     checkpoint.write(Path(path).with_suffix(".json"), f"{text}\n".encode())
     return test
@@ -144,7 +144,8 @@ def ship(
 def commands(state: State, plan: Plan) -> list[str]:
     """The command lines of a run: the first, and those that gave it another end later."""
     usual, chosen = ({**asdict(p), **p.sizes, "sizes": {}} for p in (Plan(steps=0), plan))
-    chosen["steps"] = state.ends[0][1]
+    chosen |= {"steps": state.ends[0][1], "teacher": [path for path, _ in plan.teacher]}
+    usual |= dict.fromkeys(plan.sizes) if plan.begin is not None else {}  # there, those of the file
     changed = {n.replace("_", "-"): v for n, v in chosen.items() if v != usual[n]}
     given = [_flag(name, value) for name, value in changed.items()]
     later = [f"at step {at}: --resume --steps {steps}" for at, steps in state.ends[1:]]
