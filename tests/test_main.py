@@ -460,6 +460,7 @@ def test_every_pair_is_taught_in_its_own_place():
         batch = batches.take(chosen)
         real = batch.phonemes.ids[:, 1:] != data.PAD
         said = model.chances([teacher], batch)
+        assert batch.taught is not None
         torch.testing.assert_close(batch.taught.float()[real], said[real], atol=1e-3, rtol=1e-3)
 
 

@@ -107,12 +107,13 @@ def affine(
     return _levels.push(F.linear, _AFFINE_TERMS, *given)
 
 
+_is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]  documented
 _MOST_ROWS, _LEAST_WEIGHTS, _LONGEST_ROW, _BLOCK, _LEAST_BLOCKS = 2, 2**18, 2048, 64, 8
 
 
 def _pays_by_blocks(x: Tensor, *params: Tensor) -> bool:
     """Whether little else is done than to read the weights of a CPU, as for a token more."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or type(x) is not Tensor or _is_tracing():
         return False  # sizes may be open, or to ask for them a warning
     if not 0 < x.numel() <= _MOST_ROWS * x.shape[-1]:
         return False
