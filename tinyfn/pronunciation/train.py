@@ -49,7 +49,6 @@ class Plan:
         label_smoothing: Share of a target's probability that is spread over all tokens.
         dtype: Of the products; the params and their averages stay float32.
         limit: Use only the first words of each side.
-        backward: Pronunciations are said from their end to their beginning.
         begin: The file of weights that it begins from; drawn weights if None.
         teacher: Files of weights, each with its hash; half of each target is the mean of the
             probabilities that those models give.
@@ -66,7 +65,6 @@ class Plan:
     label_smoothing: float = 0.05
     dtype: str = "float32"
     limit: int | None = None
-    backward: bool = False
     begin: str | None = None
     teacher: list[list[str]] = field(default_factory=list)
 

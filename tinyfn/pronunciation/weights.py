@@ -19,12 +19,11 @@ from tinyfn.pronunciation.train import Plan, State
 from tinyfn.types import Params
 
 SHIPPED = Path(__file__).with_name("weights.safetensors")
-SHIPPED_JUDGES = tuple(SHIPPED.with_stem(stem) for stem in ("backward", "second"))
 _WIDEST = 127  # of 8 bits with a sign
 
 
 def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Params:
-    """The params of a model that says phonemes from the beginning.
+    """The params of a file, once their names and shapes are those of this job.
 
     Args:
         path: A file that `train` wrote.
@@ -34,41 +33,21 @@ def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Para
         FileNotFoundError: There is no such file.
         ValueError: The file is not whole, or holds other params.
     """
-    found = judge(path, device)
-    if found.backward:
-        requirement = "be of a run without --backward"
-        remedy = "Pass it as --judge, or another file as --weights"
-        actual = repr(str(path))
-        raise _checks.fail(ValueError, "weights.load", "path", requirement, actual, remedy)
-    return found.params
-
-
-def judge(path: str | Path, device: str | torch.device = "cpu") -> model.Judge:
-    """The model of a file, once its names and shapes are those of this job, in either direction.
-
-    Args:
-        path: A file that `train` wrote.
-        device: Where the params shall be.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not whole, or holds other params.
-    """
-    params, kept = checkpoint.load(path, device, torch.float32)
+    params, _ = checkpoint.load(path, device, torch.float32)
     try:
         params = _widened(params)
         sizes = model.sizes(params)
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError):
         raise _checks.fail(
             ValueError,
-            "weights.judge",
+            "weights.load",
             "path",
             "be weights that `train` wrote",
             f"{str(path)!r}, which has none of their names",
             "Pass the weights.safetensors of a run, or leave it out",
         ) from None
     checkpoint.check_shapes(params, model.init(random.key(0), sizes))
-    return model.Judge(params, kept.get("backward", False))
+    return params
 
 
 def _narrowed(params: Params) -> Params:
@@ -114,8 +93,8 @@ def ship(
         device: On which it ran.
     """
     params = tree.map(lambda leaf: leaf.detach(), state.params)
-    checkpoint.save(path, _narrowed(params), {"backward": plan.backward})
-    test = evaluate(judge(path, device).params, words)
+    checkpoint.save(path, _narrowed(params))
+    test = evaluate(load(path, device), words)
     stretch = max(1, len(state.losses) // 200)
     stretches = [state.losses[i : i + stretch] for i in range(0, len(state.losses), stretch)]
     found = {
