@@ -167,6 +167,10 @@ def test_words_are_pronounced_the_same_alone_and_together():
     together = model.pronounce(params, words)
     assert together == [model.pronounce(params, [word])[0] for word in words]
     assert together == model.pronounce(params, words, batch_size=2)
+    threads = torch.get_num_threads()
+    for workers in (2, 3):
+        assert together == model.pronounce(params, words, batch_size=2, workers=workers)
+        assert torch.get_num_threads() == threads
 
 
 def test_decoding_takes_the_likeliest_token_each_time():

@@ -322,7 +322,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         searches[f"beam search, {name}"] = beams
         searches[f"{name}, judged"] = {**beams, "judge": judge}
     for name, search in searches.items():
-        found = model.pronounce(params, list(words), **search)
+        found = model.pronounce(params, list(words), workers=torch.get_num_threads(), **search)
         print(_report(name, words, found), end="\n\n")
     listed = list(words.values())
     most = evaluate.confusions(found, listed)[:10]
@@ -409,6 +409,7 @@ def _pronounce(options: argparse.Namespace) -> int:
         raise _checks.fail(ValueError, "pronounce", "--plot", requirement, actual, remedy)
     params, judge = _models(options)
     search: dict[str, Any] = {"num_beams": options.beams, "judge": judge}
+    search["workers"] = torch.get_num_threads()
     bad: list[str] = []
     for words in [options.words] if options.words else _batches(sys.stdin, bad):
         width = max(map(len, words), default=0)

@@ -1,6 +1,8 @@
 """The transformer from letters to phonemes: its params, its loss, and decoding."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -281,6 +283,7 @@ def pronounce(
     words: list[str],
     *,
     batch_size: int = 256,
+    workers: int = 1,
     num_beams: int = 1,
     judge: graphones.Judge | None = None,
     options: dict[str, Any] = OPTIONS,
@@ -290,7 +293,9 @@ def pronounce(
     Args:
         params: From `init`.
         words: Of the letters a to z.
-        batch_size: How many words are decoded at once; words of similar length go together.
+        batch_size: How many beams are decoded at once, of words of similar length.
+        workers: How many batches are, each by one thread of the CPU while there are others; 1
+            leaves the threads to each product.
         num_beams: As in `decode`.
         judge: As in `decode`.
         options: As the model was trained with.
@@ -304,23 +309,37 @@ def pronounce(
         3
     """
     device = params["linear"]["weight"].device
-    by_length = sorted(range(len(words)), key=lambda i: len(words[i]))
-    found: list[data.Pronunciation] = [()] * len(words)
-    for start in range(0, len(words), batch_size):
-        chosen = by_length[start : start + batch_size]
+    by_length = sorted(range(len(words)), key=lambda i: -len(words[i]))  # the longest work first
+    size = max(1, batch_size // num_beams)
+    batches = [by_length[i : i + size] for i in range(0, len(words), size)]
+    search = {"num_beams": num_beams, "judge": judge, "options": options}
+
+    def say(chosen: list[int]) -> list[data.Pronunciation]:
         letters = data.encode_words([words[i] for i in chosen]).to(device)
         most = _most_phonemes(letters.ids.shape[-1])
-        decoded = decode(
-            params,
-            letters,
-            max_len=most,
-            num_beams=num_beams,
-            judge=judge,
-            options=options,
-        )
-        for i, phonemes in zip(chosen, data.decode_pronunciations(decoded), strict=True):
-            found[i] = phonemes[: _most_phonemes(len(words[i]))]
+        said = data.decode_pronunciations(decode(params, letters, max_len=most, **search))
+        return [said[at][: _most_phonemes(len(words[i]))] for at, i in enumerate(chosen)]
+
+    if min(workers, len(batches)) > 1:
+        with _threads_of_products(1), ThreadPoolExecutor(workers) as pool:
+            said = list(pool.map(say, batches))
+    else:
+        said = list(map(say, batches))
+    found: list[data.Pronunciation] = [()] * len(words)
+    for chosen, pronunciations in zip(batches, said, strict=True):
+        for i, phonemes in zip(chosen, pronunciations, strict=True):
+            found[i] = phonemes
     return found
+
+
+@contextlib.contextmanager
+def _threads_of_products(many: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(many)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _most_phonemes(letters: int) -> int:
