@@ -287,7 +287,8 @@ LARGE = {"weight": normal(8, 576, 512).float(), "bias": normal(9, 576).float()}
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("lead", [(), (1,), (2,), (1, 2), (3,), (0,)])
-def test_a_row_or_two_by_blocks_are_what_they_are_among_others(lead, bias):
+def test_a_row_or_two_by_blocks_are_what_they_are_among_others(lead, bias, monkeypatch):
+    monkeypatch.setattr(_primitives, "_READS_BY_BLOCKS", True)
     x = normal(7, *lead, 512).float()
     params = {name: leaf for name, leaf in LARGE.items() if bias or name == "weight"}
     found = tinyfn.linear(params, x)
@@ -322,7 +323,8 @@ DEVIATIONS = {
 
 
 @pytest.mark.parametrize("given", DEVIATIONS.values(), ids=list(DEVIATIONS))
-def test_by_blocks_is_only_for(given, unchecked):
+def test_by_blocks_is_only_for(given, unchecked, monkeypatch):
+    monkeypatch.setattr(_primitives, "_READS_BY_BLOCKS", True)
     assert _primitives._pays_by_blocks(ROW, WEIGHT, BIAS)
     assert not _primitives._pays_by_blocks(*given)
     try:
@@ -334,8 +336,18 @@ def test_by_blocks_is_only_for(given, unchecked):
         assert torch.equal(_primitives.affine(*given), expected)
 
 
+@pytest.mark.parametrize("faster", [False, True])
+def test_by_blocks_is_for_where_that_is_faster(faster, monkeypatch):
+    called = []
+    monkeypatch.setattr(_primitives, "_READS_BY_BLOCKS", faster)
+    monkeypatch.setattr(_primitives, "_affine_by_blocks", lambda *given: called.append(given))
+    _primitives.affine(ROW, WEIGHT, BIAS)
+    assert len(called) == faster
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
-def test_by_blocks_is_for_what_nobody_follows(unchecked):
+def test_by_blocks_is_for_what_nobody_follows(unchecked, monkeypatch):
+    monkeypatch.setattr(_primitives, "_READS_BY_BLOCKS", True)
     asked = []
 
     def f(x, weight):
