@@ -341,7 +341,11 @@ def test_by_blocks_is_for_where_that_is_faster(faster, monkeypatch):
     called = []
     monkeypatch.setattr(_primitives, "_READS_BY_BLOCKS", faster)
     by_blocks = _primitives._affine_by_blocks
-    noted = lambda *given: [by_blocks(*given), called.append(given)][0]  # noqa: E731
+
+    def noted(*given):
+        called.append(given)
+        return by_blocks(*given)
+
     monkeypatch.setattr(_primitives, "_affine_by_blocks", noted)
     _primitives.affine(ROW, WEIGHT, BIAS)
     assert len(called) == faster

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from tinyfn import _checks, _fused, _levels, masks
 from tinyfn._explicit import check_heads, explicit
@@ -53,13 +54,37 @@ def dot_product_attention(
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
     name = "dot_product_attention"
-    check_heads(name, q, k, v)
     _checks.probability(name, "dropout_p", dropout_p)
+    if key is None and bias is None and scale is None and _suits_torch(q, k, v, mask):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=mask is not None)
+    check_heads(name, q, k, v)
     dropped = key is not None and dropout_p != 0.0
     if not dropped and _pays(q, k, v) and _fused.unfit(q, k, v, bias, scale) is None:
         return _fused.fused(name, q, k, v, mask, bias, scale)
     return explicit(
         name, partial(scaled_dot_product, scale=scale), q, k, v, mask, key, bias, dropout_p
+    )
+
+
+def _suits_torch(q: Tensor, k: Tensor, v: Tensor, mask: Mask | Tensor | None) -> bool:
+    """Whether torch's own function is meant, and nobody follows it.
+
+    All that is asked here is asked again on the longer way, which gives the same: one question for
+    the usual case, as calls of Python are a twentieth of a small model's forward.
+    """
+    return (
+        _levels.free(q, k, v)
+        and q.ndim == 4
+        and (shape := q.shape)[:2] == (kv_shape := k.shape)[:2]
+        and shape[3] == kv_shape[3]
+        and kv_shape == v.shape
+        and 0 not in shape
+        and kv_shape[2] > 0
+        and q.dtype == k.dtype == v.dtype
+        and q.is_floating_point()
+        and (mask is None or (shape == kv_shape and masks.split_causal(mask) == (True, None)))
+        and (device := q.device.type) in ("cpu", "cuda")
+        and not torch.is_autocast_enabled(device)
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tinyfn import _checks, initializers, masks, random
 from tinyfn._attend import attend_weights, dot_product_attention
 from tinyfn._explicit import visible_to
-from tinyfn._primitives import affine, linear, rms_norm
+from tinyfn._primitives import affine, rms_norm
 from tinyfn.types import Attend, Initializer, Key, Params
 
 Mask = masks.Mask
@@ -130,7 +130,8 @@ def attention(
 
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
-    _check_sequences("attention", q=q, k=k, v=v)
+    if not (q is k is v):  # each is checked by itself below
+        _check_sequences("attention", q=q, k=k, v=v)
     q_heads = split_heads(params, "q_proj", q)
     k, v = contain_hidden(mask, q_heads, k, v)
     k_heads, v_heads = split_heads(params, "k_proj", k), split_heads(params, "v_proj", v)
@@ -141,8 +142,11 @@ def attention(
 
 
 def _check_sequences(function: str, **sequences: Tensor) -> None:
-    q = next(iter(sequences.values()))
+    q, before = next(iter(sequences.values())), None
     for argument, x in sequences.items():
+        if x is before:
+            continue
+        before = x
         _checks.floating(function, argument, x)
         _checks.axes(function, argument, x, "seq", "features")
         if x.shape[:-2] != q.shape[:-2]:
@@ -191,21 +195,22 @@ def split_heads(params: Params, name: str, x: Tensor) -> Tensor:
     """
     proj = _checks.part("attention", params, name)
     weight = _checks.part("attention", proj, "weight")
-    _checks.features("attention", name.removesuffix("_proj"), x, weight.shape[-1], min_ndim=2)
-    _checks.product_dtype("attention", name.removesuffix("_proj"), x, weight)
+    argument = name[0]
+    _checks.operand("attention", argument, x, weight, min_ndim=2)
     bias = proj["bias"].flatten() if "bias" in proj else None
     projected = affine(x, weight.flatten(0, 1), bias)
     pattern = "... seq (heads head_dim) -> ... heads seq head_dim"
     heads = rearrange(projected, pattern, heads=weight.shape[0])
-    norm = f"{name.removesuffix('_proj')}_norm"
+    norm = f"{argument}_norm"
     return rms_norm(params[norm], heads) if norm in params else heads
 
 
 def _merge_heads(params: Params, x: Tensor) -> Tensor:
     proj = _checks.part("attention", params, "out_proj")
     merged = rearrange(x, "... heads seq head_dim -> ... seq (heads head_dim)")
-    flat = {**proj, "weight": _checks.part("attention", proj, "weight").flatten(1)}
-    return linear(flat, merged)
+    weight = _checks.part("attention", proj, "weight").flatten(1)
+    _checks.operand("linear", "x", merged, weight)
+    return affine(merged, weight, proj.get("bias"))
 
 
 def attention_weights(

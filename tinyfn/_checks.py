@@ -41,18 +41,41 @@ def _fail_part(function: str, params: Params, name: str, maker: str) -> NoReturn
 
 def features(function: str, argument: str, x: Tensor, size: int, *, min_ndim: int = 1) -> None:
     """The last axis of `x`, a floating tensor, is as long as the params say."""
+    if (
+        isinstance(x, Tensor)
+        and x.is_floating_point()
+        and x.ndim >= min_ndim
+        and x.shape[-1] == size
+    ):
+        return
     floating(function, argument, x)
-    if x.ndim < min_ndim or x.shape[-1] != size:
-        axes = ("seq", "features")[-min_ndim:]
-        pattern = ", ".join(("...", *axes[:-1], str(size)))
-        raise fail(
-            ValueError,
-            function,
-            argument,
-            f"have shape ({pattern}), as its params have",
-            shape(x),
-            f"Pass {size} features on the last axis, or make params for other sizes",
-        )
+    axes = ("seq", "features")[-min_ndim:]
+    pattern = ", ".join(("...", *axes[:-1], str(size)))
+    raise fail(
+        ValueError,
+        function,
+        argument,
+        f"have shape ({pattern}), as its params have",
+        shape(x),
+        f"Pass {size} features on the last axis, or make params for other sizes",
+    )
+
+
+def operand(function: str, argument: str, x: Tensor, weight: Tensor, *, min_ndim: int = 1) -> None:
+    """A weight can multiply `x`: it has the weight's features and dtype.
+
+    Where all is well that is one question, as there are 48 in a small model's forward.
+    """
+    if (
+        isinstance(x, Tensor)
+        and x.dtype == weight.dtype
+        and x.ndim >= min_ndim
+        and x.shape[-1] == weight.shape[-1]
+        and x.is_floating_point()
+    ):
+        return
+    features(function, argument, x, weight.shape[-1], min_ndim=min_ndim)
+    product_dtype(function, argument, x, weight)
 
 
 def axes(function: str, argument: str, x: Tensor, *names: str) -> None:

@@ -104,7 +104,8 @@ def fused(
         return explicit(name, similarity, q, k, v, mask, None, bias, 0.0)
     # Beside a bias, a causal mask is needed for each row's largest.
     causal, rest = masks.split_causal(mask) if bias is None else (False, mask)
-    visible = visible_to(name, rest, bias, q, k.shape[-2])
+    nothing = rest is None and bias is None
+    visible = None if nothing else visible_to(name, rest, bias, q, k.shape[-2])
     if causal and visible is not None and not _by_key_alone(visible, q):
         # Only one kernel takes a mask beside causal, and a key may be hidden by both together.
         causal, rest, visible = False, mask, visible_to(name, mask, None, q, k.shape[-2])
@@ -118,7 +119,8 @@ def fused(
         pattern = "... kv_heads kv_seq head_dim -> ... (kv_heads group) kv_seq head_dim"
         k, v = (repeat(x, pattern, group=group) for x in (k, v))
     device = q.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    cast = device == "cpu" or torch.amp.is_autocast_available(device)  # which is slow to say so
+    if cast and torch.is_autocast_enabled(device):
         dtype = q.dtype if q.dtype == torch.float64 else torch.get_autocast_dtype(device)
         q, k, v = (x.to(dtype) for x in (q, k, v))
     added = () if visible is None and bias is None else (_added(visible, bias, q, k.shape[-2]),)

@@ -81,7 +81,7 @@ def _plain(*tensors: Tensor) -> bool:
     """Whether torch needs no help of ours."""
     if torch.compiler.is_compiling():
         return _levels.compiled_alone(*tensors)
-    return _levels.live(*tensors) is _levels.Derivatives.NONE and not _levels.transformed()
+    return _levels.free(*tensors)
 
 
 class _Closed(Function):
@@ -161,7 +161,7 @@ def layer_norm(
     """The layer norm of torch, which in half precision computes in single, where it pays.
 
     Args:
-        formula: The same function of (x, *params), written out.
+        formula: The same function of (eps, x, *params), written out.
         x: Of the params' dtype.
         params: The weight, or the weight and the bias.
         eps: Added to the variance.
@@ -169,6 +169,7 @@ def layer_norm(
     live = _levels.live(x, *params)
     if live is _levels.Derivatives.NONE:
         return _layer_norm(eps, x, *params)[0]
+    formula = partial(formula, eps)
     if live is _levels.Derivatives.ANY or (_levels.transformed() and x.numel() < _LEAST_ELEMENTS):
         return formula(x, *params)
     forward, count = partial(_layer_norm, eps), 1 + len(params)

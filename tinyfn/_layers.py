@@ -145,7 +145,8 @@ def _residual(
     norm: Norm,
     norm_first: bool,
 ) -> Tensor:
-    own, norm_params = (_checks.part(function, params, part) for part in (name, f"{name}_norm"))
+    own = _checks.part(function, params, name)
+    norm_params = _checks.part(function, params, name + "_norm")
     if norm_first:
         return x + drop(sublayer(own, norm(norm_params, x)))
     return norm(norm_params, x + drop(sublayer(own, x)))

@@ -57,9 +57,12 @@ def live(*tensors: Tensor) -> Derivatives:
         >>> live(torch.ones(2)).name, seen[0].name
         ('NONE', 'REVERSE')
     """
-    if torch.compiler.is_compiling() or forward_mode():
+    if torch.compiler.is_compiling() or _functorch is None or forward_ad._current_level >= 0:
         return Derivatives.ANY
-    recorded, mapped = False, transformed()
+    levels = _functorch.get_interpreter_stack()
+    if levels is not None and _unlike_reverse(levels):
+        return Derivatives.ANY
+    recorded, mapped = False, levels is not None
     for x in tensors:
         for layer in _layers(x) if mapped else (x,):
             kind = type(layer)
@@ -68,6 +71,28 @@ def live(*tensors: Tensor) -> Derivatives:
             recorded = recorded or layer.requires_grad
     asked = recorded and (mapped or torch.is_grad_enabled())
     return Derivatives.REVERSE if asked else Derivatives.NONE
+
+
+def free(*tensors: Tensor) -> bool:
+    """Whether nobody follows an operation on these tensors: no transform, no gradient, no compiler.
+
+    It asks as little as it can: between large products, all code that runs is out of the caches.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> free(x), free(x.detach()), torch.no_grad()(free)(x)
+        (False, True, True)
+    """
+    if torch.compiler.is_compiling() or _functorch is None or forward_ad._current_level >= 0:
+        return False
+    if _functorch.get_interpreter_stack() is not None:
+        return False
+    recorded = torch.is_grad_enabled()
+    for x in tensors:
+        kind = type(x)
+        if (kind is not Tensor and kind is not nn.Parameter) or (recorded and x.requires_grad):
+            return False
+    return True
 
 
 def forward_mode() -> bool:
@@ -83,8 +108,11 @@ def forward_mode() -> bool:
     if _functorch is None or forward_ad._current_level >= 0:
         return True
     levels = _functorch.get_interpreter_stack()
-    if levels is None:
-        return False
+    return levels is not None and _unlike_reverse(levels)
+
+
+def _unlike_reverse(levels: Sequence[Any]) -> bool:
+    """Whether a transform among them is neither grad nor vmap."""
     known = (_functorch.TransformType.Grad, _functorch.TransformType.Vmap)
     return any(level.key() not in known for level in levels)
 

@@ -80,8 +80,7 @@ def linear(
         tensor([11.])
     """
     weight = _checks.part("linear", params, "weight")
-    _checks.features("linear", "x", x, weight.shape[-1])
-    _checks.product_dtype("linear", "x", x, weight)
+    _checks.operand("linear", "x", x, weight)
     return affine(x, weight, params.get("bias"))
 
 
@@ -211,14 +210,21 @@ def layer_norm(
     Reference: Ba, Kiros and Hinton, "Layer Normalization", 2016, arXiv 1607.06450.
     """
     weight = _checks.part("layer_norm", params, "weight")
-    _checks.features("layer_norm", "x", x, weight.shape[-1])
-    tensors = (weight, params["bias"]) if "bias" in params else (weight,)
-    kinds = {(leaf.dtype, leaf.shape) for leaf in tensors}
-    if x.shape[-1] == 0 or kinds != {(x.dtype, x.shape[-1:])}:
-        for leaf in tensors:
-            _checks.broadcasts("layer_norm", "its bias", leaf, x.shape[-1:], "(features,)")
-        return _layer_norm(eps, x, *tensors)
-    return _kernels.layer_norm(partial(_layer_norm, eps), x, *tensors, eps=eps)
+    bias, shape = params.get("bias"), weight.shape
+    tensors = (weight,) if bias is None else (weight, bias)
+    if (
+        isinstance(x, Tensor)
+        and x.dtype == weight.dtype
+        and x.shape[-1:] == shape
+        and shape[0] > 0
+        and x.is_floating_point()
+        and (bias is None or (bias.dtype == x.dtype and bias.shape == shape))
+    ):
+        return _kernels.layer_norm(_layer_norm, x, *tensors, eps=eps)
+    _checks.features("layer_norm", "x", x, shape[-1])
+    for leaf in tensors:
+        _checks.broadcasts("layer_norm", "its bias", leaf, x.shape[-1:], "(features,)")
+    return _layer_norm(eps, x, *tensors)
 
 
 def _layer_norm(eps: float, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
