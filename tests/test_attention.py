@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import reference
 import tinyfn
-from tinyfn import masks, positions, random, testing
+from tinyfn import _attend, masks, positions, random, testing
 
 F64 = torch.float64
 
@@ -324,3 +324,67 @@ def test_inputs_of_a_layer_that_do_not_fit_are_refused(change, kind, message):
 def test_sizes_that_cannot_be_are_refused(sizes, options, message):
     with pytest.raises(ValueError, match=f"^init_attention: {message}"):
         tinyfn.init_attention(random.key(0), *sizes, **options)
+
+
+HEADS = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+SUITED = {
+    "the usual": (HEADS, HEADS, HEADS, None),
+    "causal": (HEADS, HEADS, HEADS, masks.causal()),
+    "other keys": (HEADS, HEADS[..., :2, :], HEADS[..., :2, :], None),
+    "double": (*[HEADS.double()] * 3, None),
+    "params": (torch.nn.Parameter(HEADS, requires_grad=False), HEADS, HEADS, None),
+}
+UNSUITED = {
+    "no batch": (HEADS[0], HEADS[0], HEADS[0], None),
+    "few heads of keys": (HEADS, HEADS[:, :1], HEADS[:, :1], None),
+    "other widths": (HEADS, HEADS, HEADS[..., :3], None),
+    "no query": (HEADS[..., :0, :], HEADS, HEADS, None),
+    "no key": (HEADS, HEADS[..., :0, :], HEADS[..., :0, :], None),
+    "whole numbers": (*[HEADS.long()] * 3, None),
+    "another dtype": (HEADS, HEADS.double(), HEADS.double(), None),
+    "another dtype of values": (HEADS, HEADS, HEADS.double(), None),
+    "another batch": (HEADS[:1], HEADS, HEADS, None),
+    "another width": (HEADS[..., :3], HEADS, HEADS, None),
+    "a mask": (HEADS, HEADS, HEADS, torch.ones(5, 5, dtype=torch.bool)),
+    "causal and more": (HEADS, HEADS, HEADS, masks.causal() & masks.padding(3)),
+    "causal over other keys": (HEADS, HEADS[..., :2, :], HEADS[..., :2, :], masks.causal()),
+    "a gradient": (HEADS, HEADS.clone().requires_grad_(), HEADS, None),
+    "another device": (*[HEADS.to("meta")] * 3, None),
+    "no tensor": (HEADS, HEADS, HEADS.tolist(), None),
+}
+
+
+@pytest.mark.parametrize("given", SUITED.values(), ids=list(SUITED))
+def test_torchs_own_function_says_the_same(given):
+    assert _attend._suits_torch(*given)
+    found = tinyfn.dot_product_attention(*given)
+    torch.testing.assert_close(found, tinyfn.explicit_attention(*given))
+
+
+@pytest.mark.parametrize("given", UNSUITED.values(), ids=list(UNSUITED))
+def test_torchs_own_function_is_only_for_what_suits_it(given, unchecked):
+    assert not _attend._suits_torch(*given)
+
+
+def test_torchs_own_function_is_for_what_nobody_follows(unchecked):
+    asked = []
+
+    def f(q):
+        asked.append(_attend._suits_torch(q, HEADS, HEADS, None))
+        return q.sum()
+
+    torch.func.grad(f)(HEADS)
+    torch.func.jvp(f, (HEADS,), (HEADS,))
+    torch.vmap(lambda q: [f(q), q][1])(HEADS.unsqueeze(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        f(HEADS)
+    assert asked == [False] * len(asked)
+    f(HEADS)
+    assert asked[-1]
+
+
+@pytest.mark.parametrize("options", [{"scale": 2.0}, {"bias": HEADS[..., :1].mT}])
+def test_a_scale_and_a_bias_count_where_torchs_own_function_would_do(options):
+    found = tinyfn.dot_product_attention(HEADS, HEADS, HEADS, **options)
+    torch.testing.assert_close(found, tinyfn.explicit_attention(HEADS, HEADS, HEADS, **options))
+    assert not torch.allclose(found, tinyfn.dot_product_attention(HEADS, HEADS, HEADS))
