@@ -2,6 +2,7 @@
 
     data       words, their split, their tokens, their batches
     model      the transformer, its loss, and decoding
+    graphones  how often letters with what they say stand in a row, which judges beams
     train      the loop and its checkpoints
     evaluate   word and phoneme error, and pictures
 
