@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from tinyfn import _checks, checkpoint
 from tinyfn.pronunciation import data
+from tinyfn.transforms import value_and_grad
 
 SHIPPED = Path(__file__).with_name("graphones.safetensors")
 ORDER, _BITS = 7, 9  # so many numbers, of so many bits each, are what an int64 holds
@@ -166,8 +167,13 @@ def _codes(spoken: Spoken) -> Int64[Tensor, "words letters places 3"]:
 def _uses(scores: Tensor, spoken: Spoken, join: Join) -> tuple[Tensor, Tensor, Tensor]:
     """The codes of `_codes`, how far each is used, and the joined score of all ways of a word."""
     codes = _codes(spoken)
-    totals, pull, *_ = torch.func.vjp(lambda given: _totals(given, spoken, join), scores[codes])
-    return codes, pull(torch.ones_like(totals))[0], totals
+
+    def total(given: Tensor) -> tuple[Tensor, Tensor]:
+        totals = _totals(given, spoken, join)
+        return totals.sum(), totals
+
+    (_, totals), used = value_and_grad(total, has_aux=True)(scores[codes])
+    return codes, used, totals
 
 
 def _totals(scores: Tensor, spoken: Spoken, join: Join) -> Float[Tensor, " words"]:

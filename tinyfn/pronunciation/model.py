@@ -320,7 +320,7 @@ def pronounce(
         said = data.decode_pronunciations(decode(params, letters, max_len=most, **search))
         return [said[at][: _most_phonemes(len(words[i]))] for at, i in enumerate(chosen)]
 
-    if min(workers, len(batches)) > 1:
+    if device.type == "cpu" and min(workers, len(batches)) > 1:
         with _threads_of_products(1), ThreadPoolExecutor(workers) as pool:
             said = list(pool.map(say, batches))
     else:
