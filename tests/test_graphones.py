@@ -151,7 +151,7 @@ def test_a_word_is_judged_the_same_alone_and_together():
     together = graphones.log_chances(judge, graphones.of_pairs(pairs(*both)))
     alone = [graphones.log_chances(judge, graphones.of_pairs(pairs(one))) for one in both]
     assert torch.allclose(together, torch.cat(alone), rtol=1e-12)
-    assert together.tolist()[3] == -1e9
+    assert together.tolist()[3] == -math.inf
 
 
 def test_no_word_to_count_is_said():
@@ -170,9 +170,23 @@ def test_a_file_judges_as_what_was_written(tmp_path):
 
 
 def test_another_file_is_refused(tmp_path):
-    checkpoint.save(tmp_path / "other", {"codes": torch.ones(3)})
-    checkpoint.save(tmp_path / "matrix", dict.fromkeys(graphones.Counts._fields, torch.ones(2, 2)))
-    for file in (tmp_path / "other", tmp_path / "matrix", weights.SHIPPED):
+    counts = graphones.count(WORDS)._asdict()
+    changes = [
+        {"codes": counts["codes"].flip(0)},
+        {"rows": counts["rows"].flip(0)},
+        {"codes": counts["codes"] + 26 * 40**2},
+        {"codes": counts["codes"] - 26 * 40**2},
+        {"scores": counts["scores"][1:]},
+        {"counts": counts["counts"][1:]},
+        {"counts": counts["counts"].double()},
+        {"counts": counts["counts"][:, None]},
+        {"counts": [counts["counts"]]},
+        {"more": counts["counts"]},
+        {name: kept[:0] for name, kept in counts.items()},
+    ]
+    for number, change in enumerate(changes):
+        checkpoint.save(tmp_path / str(number), {**counts, **change})
+    for file in (*sorted(tmp_path.iterdir()), weights.SHIPPED):
         with pytest.raises(ValueError, match=r"graphones\.load: path must hold counts, got"):
             graphones.load(file)
 

@@ -201,16 +201,31 @@ def test_the_beam_taken_is_the_likeliest_by_model_and_judge(seed, max_len):
             params, prompt, None, alone.ids, max_len=max_len, num_beams=4, n_best=4,
             end=data.END, length_penalty=0.0, **model.OPTIONS,
         )  # fmt: skip
-        sums = {}
+        sums, say = {}, None
         for tokens, length, score in zip(*(x[0].tolist() for x in found), strict=True):
             (phonemes,) = data.decode_pronunciations(
                 torch.tensor([tokens[:length]], dtype=torch.int64)
             )
             pairs = graphones.of_pairs(data.pairs({word: [phonemes]}))
             judged = float(graphones.log_chances(judge, pairs))
-            sums[tuple(tokens[: length + 1])] = score + model.JUDGED * judged
+            say = (model.JUDGED if judged > -1e9 else 0.0) if say is None else say
+            sums[tuple(tokens[: length + 1])] = score + (say * judged if say else 0.0)
         (taken,) = [text for text in sums if tuple(row.tolist()[: len(text)]) == text]
         assert sums[taken] > max(sums.values()) - 1e-5
+
+
+def test_a_judge_has_no_say_where_it_cannot_read_the_likeliest(monkeypatch):
+    params, judge = model.init(random.key(0), SMALL), graphones.laid_out(graphones.count(WORDS))
+    said = ["D AH B AH L Y UW", "W"]
+    ids = data.encode_pronunciations([tuple(one.split()) for one in said]).ids[:, 1:]
+    beams = generation.Beams(ids[None], torch.tensor([[7, 1]]), torch.tensor([[-1.0, -2.0]]))
+    monkeypatch.setattr(generation, "beam_search", lambda *args, **options: beams)
+    letters, few = data.encode_words(["w"]), {"max_len": 8, "num_beams": 2}
+    (taken,) = data.decode_pronunciations(model.decode(params, letters, judge=judge, **few))
+    assert taken == tuple(said[0].split())
+    longer = data.encode_words(["wwww"])  # of which the judge can read both
+    assert model._judged(judge, longer, beams)[0].isfinite().all()
+    assert model._judged(judge, longer, beams)[0].ne(0).all()
 
 
 def test_one_beam_leaves_nothing_to_judge():

@@ -251,6 +251,8 @@ def _order(rows: Tensor, counts: Tensor) -> Order:
 def log_chances(judge: Judge, spoken: Spoken) -> Float[Tensor, " words"]:
     """The log chance of each word with its pronunciation, along the best way through both.
 
+    It is -inf where a letter would have to say more than two phonemes.
+
     Args:
         judge: From `laid_out` or `load`.
         spoken: Any, of as many phonemes as one likes.
@@ -264,7 +266,7 @@ def log_chances(judge: Judge, spoken: Spoken) -> Float[Tensor, " words"]:
     said, possible = _said(judge.scores, spoken)
     rows = _rows(judge.numbers, said)
     log_chances = _chances(judge.orders, rows).log()
-    return torch.where(possible, torch.where(rows >= 0, log_chances, 0.0).sum(-1), _NEVER)
+    return torch.where(possible, torch.where(rows >= 0, log_chances, 0.0).sum(-1), -torch.inf)
 
 
 def _chances(orders: list[Order], rows: Int64[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -312,11 +314,21 @@ def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Judg
         ValueError: The file is not whole, or holds something else.
     """
     found, _ = checkpoint.load(path, device)
-    vectors = isinstance(found, dict) and all(
-        isinstance(x, Tensor) and x.ndim == 1 for x in found.values()
-    )
-    if not vectors or found.keys() != set(Counts._fields):
+    if not _are_counts(found):
         remedy = "Pass a file that `graphones` wrote, or leave it out"
-        actual = f"{str(path)!r}, which has none of their names"
+        actual = f"{str(path)!r}, which holds something else"
         raise _checks.fail(ValueError, "graphones.load", "path", "hold counts", actual, remedy)
     return laid_out(Counts(**{name: kept.long() for name, kept in found.items()}))
+
+
+def _are_counts(found: Any) -> bool:
+    if not isinstance(found, dict) or found.keys() != set(Counts._fields):
+        return False
+    if any(
+        not isinstance(x, Tensor) or x.ndim != 1 or x.is_floating_point() for x in found.values()
+    ):
+        return False
+    codes, scores, rows, counts = (found[name] for name in Counts._fields)
+    whole = len(codes) == len(scores) > 0 and len(rows) == len(counts) > 0
+    ascending = all(bool((x.diff() > 0).all()) and int(x[0]) >= 0 for x in (codes, rows) if whole)
+    return whole and ascending and int(codes[-1]) < _CODES

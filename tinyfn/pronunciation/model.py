@@ -268,14 +268,15 @@ def decode(
 def _judged(
     judge: graphones.Judge, letters: data.Tokens, beams: generation.Beams
 ) -> Float[Tensor, "words beams"]:
-    """The log chance that a judge gives each beam."""
+    """The log chance that a judge gives each beam; 0 for a word whose first it could not read."""
     words, num_beams, places = beams.tokens.shape
     inside = torch.arange(places, device=beams.tokens.device) < beams.lengths.unsqueeze(-1)
     tokens = torch.where(inside, beams.tokens, data.END).flatten(0, 1)
     tokens = F.pad(tokens, (1, 0), value=data.START)
     ids = letters.ids.repeat_interleave(num_beams, 0)
     pairs = data.Batch(data.Tokens(ids, None), data.Tokens(tokens, None))
-    return graphones.log_chances(judge, graphones.of_pairs(pairs)).view(words, num_beams)
+    found = graphones.log_chances(judge, graphones.of_pairs(pairs)).view(words, num_beams)
+    return torch.where(found[:, :1].isfinite(), found, 0.0)
 
 
 def pronounce(
