@@ -340,6 +340,8 @@ UNSUITED = {
     "other widths": (HEADS, HEADS, HEADS[..., :3], None),
     "no query": (HEADS[..., :0, :], HEADS, HEADS, None),
     "no key": (HEADS, HEADS[..., :0, :], HEADS[..., :0, :], None),
+    "fewer axes of keys": (HEADS, HEADS[0], HEADS[0], None),
+    "more axes of keys": (HEADS, HEADS[:, :, None], HEADS[:, :, None], None),
     "whole numbers": (*[HEADS.long()] * 3, None),
     "another dtype": (HEADS, HEADS.double(), HEADS.double(), None),
     "another dtype of values": (HEADS, HEADS, HEADS.double(), None),

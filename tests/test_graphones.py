@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tinyfn import checkpoint
 from tinyfn.pronunciation import data, evaluate, graphones, model, weights
@@ -154,6 +156,25 @@ def test_a_word_is_judged_the_same_alone_and_together():
     assert together.tolist()[3] == -math.inf
 
 
+class Written(TorchDispatchMode):
+    """Counts the numbers that operations give."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.numbers += sum(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))
+        return out
+
+
+def test_a_long_word_costs_little_more_than_its_letters():
+    judge = graphones.laid_out(graphones.count(WORDS))
+    long = graphones.of_pairs(pairs(("so" * 50, ("S", "OW") * 50)))
+    with Written() as written:
+        graphones.log_chances(judge, long)
+    assert written.numbers <= 60 * (100 * 101 * 3)  # letters, places, ways
+
+
 def test_no_word_to_count_is_said():
     with pytest.raises(ValueError, match="count: dictionary must have words of at most two phonem"):
         graphones.count({"x": [("EH", "K", "S")]})
@@ -182,6 +203,8 @@ def test_another_file_is_refused(tmp_path):
         {"counts": counts["counts"][:, None]},
         {"counts": [counts["counts"]]},
         {"more": counts["counts"]},
+        {"counts": counts["counts"] - 1},
+        {"codes": torch.arange(510), "scores": torch.arange(510)},
         {name: kept[:0] for name, kept in counts.items()},
     ]
     for number, change in enumerate(changes):

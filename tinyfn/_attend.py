@@ -74,7 +74,7 @@ def _suits_torch(q: Tensor, k: Tensor, v: Tensor, mask: Mask | Tensor | None) ->
     """
     return (
         _levels.free(q, k, v)
-        and q.ndim == 4
+        and q.ndim == k.ndim == 4
         and (shape := q.shape)[:2] == (kv_shape := k.shape)[:2]
         and shape[3] == kv_shape[3]
         and kv_shape == v.shape

@@ -130,7 +130,7 @@ def attention(
 
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
-    if not (q is k is v):  # each is checked by itself below
+    if not (q is k is v and isinstance(q, Tensor) and q.ndim > 1):  # the rest is asked below
         _check_sequences("attention", q=q, k=k, v=v)
     q_heads = split_heads(params, "q_proj", q)
     k, v = contain_hidden(mask, q_heads, k, v)
@@ -142,7 +142,7 @@ def attention(
 
 
 def _check_sequences(function: str, **sequences: Tensor) -> None:
-    q, before = next(iter(sequences.values())), None
+    q, before = next(iter(sequences.values())), object()
     for argument, x in sequences.items():
         if x is before:
             continue

@@ -102,10 +102,10 @@ def count(dictionary: data.Dictionary, *, rounds: int = 12) -> Counts:
 
     Args:
         dictionary: The words.
-        rounds: Of expectation and maximisation.
+        rounds: Of expectation and maximisation, at least 1.
 
     Raises:
-        ValueError: No word is left.
+        ValueError: No word is left, or `rounds` is below 1.
 
     Example:
         >>> words = {"ox": [("AA", "K", "S")], "fox": [("F", "AA", "K", "S")]}
@@ -113,6 +113,7 @@ def count(dictionary: data.Dictionary, *, rounds: int = 12) -> Counts:
         >>> len(found.codes), int(found.counts.sum())
         (3, 7)
     """
+    _checks.at_least("count", "rounds", rounds)
     batches = _batches(dictionary)
     if not batches:
         requirement, remedy = "have words of at most two phonemes a letter", "Give more words"
@@ -178,12 +179,12 @@ def _uses(scores: Tensor, spoken: Spoken, join: Join) -> tuple[Tensor, Tensor, T
 
 def _totals(scores: Tensor, spoken: Spoken, join: Join) -> Float[Tensor, " words"]:
     """Letter after letter, the joined score of all ways to have come to each place."""
-    words, letters, places, _ = scores.shape
+    words, _, places, _ = scores.shape
     there = F.pad(scores.new_zeros(words, 1), (0, places - 1), value=_NEVER)
-    for i in range(letters):
+    for i, of_letter in enumerate(scores.unbind(1)):  # a slice's gradient is zeros for all others
         ways = [
-            F.pad(there[:, : places - n] + scores[:, i, : places - n, n], (n, 0), value=_NEVER)
-            for n in range(3)
+            F.pad((there + score)[:, : places - n], (n, 0), value=_NEVER)
+            for n, score in enumerate(of_letter.unbind(-1))
         ]
         inside = i < spoken.num_letters[:, None]
         there = torch.where(inside, join(torch.stack(ways)), there)
@@ -302,18 +303,22 @@ def save(path: str | Path, counts: Counts, metadata: Mapping[str, Any] | None = 
     checkpoint.save(path, {**short, "rows": counts.rows}, metadata)
 
 
-def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Judge:
-    """The judge of a file.
+def load(path: str | Path = SHIPPED) -> Judge:
+    """The judge of a file, on the CPU.
 
     Args:
         path: A file that `save` wrote.
-        device: Where its tensors shall be.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is not whole, or holds something else.
+
+    Example:
+        >>> judge = load()
+        >>> [len(order.rows) for order in judge.orders][:3]
+        [364, 6219, 46802]
     """
-    found, _ = checkpoint.load(path, device)
+    found, _ = checkpoint.load(path)
     if not _are_counts(found):
         remedy = "Pass a file that `graphones` wrote, or leave it out"
         actual = f"{str(path)!r}, which holds something else"
@@ -331,4 +336,5 @@ def _are_counts(found: Any) -> bool:
     codes, scores, rows, counts = (found[name] for name in Counts._fields)
     whole = len(codes) == len(scores) > 0 and len(rows) == len(counts) > 0
     ascending = all(bool((x.diff() > 0).all()) and int(x[0]) >= 0 for x in (codes, rows) if whole)
-    return whole and ascending and int(codes[-1]) < _CODES
+    fit = whole and int(codes[-1]) < _CODES and len(codes) <= 2**_BITS - _FIRST
+    return fit and ascending and int(counts.min()) > 0

@@ -1,7 +1,6 @@
 """The transformer from letters to phonemes: its params, its loss, and decoding."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -269,14 +268,16 @@ def _judged(
     judge: graphones.Judge, letters: data.Tokens, beams: generation.Beams
 ) -> Float[Tensor, "words beams"]:
     """The log chance that a judge gives each beam; 0 for a word whose first it could not read."""
-    words, num_beams, places = beams.tokens.shape
-    inside = torch.arange(places, device=beams.tokens.device) < beams.lengths.unsqueeze(-1)
-    tokens = torch.where(inside, beams.tokens, data.END).flatten(0, 1)
+    lengths = beams.lengths.cpu().unsqueeze(-1)
+    places = torch.arange(int(lengths.max()) + 1)  # and nothing behind the longest
+    tokens = F.pad(beams.tokens.cpu(), (0, 1))[..., : len(places)]
+    words, num_beams, _ = tokens.shape
+    tokens = torch.where(places < lengths, tokens, data.END).flatten(0, 1)
     tokens = F.pad(tokens, (1, 0), value=data.START)
-    ids = letters.ids.repeat_interleave(num_beams, 0)
+    ids = letters.ids.cpu().repeat_interleave(num_beams, 0)
     pairs = data.Batch(data.Tokens(ids, None), data.Tokens(tokens, None))
     found = graphones.log_chances(judge, graphones.of_pairs(pairs)).view(words, num_beams)
-    return torch.where(found[:, :1].isfinite(), found, 0.0)
+    return torch.where(found[:, :1].isfinite(), found, 0.0).to(beams.scores)
 
 
 def pronounce(
@@ -295,20 +296,23 @@ def pronounce(
         params: From `init`.
         words: Of the letters a to z.
         batch_size: How many beams are decoded at once, of words of similar length.
-        workers: How many batches are, each by one thread of the CPU while there are others; 1
-            leaves the threads to each product.
+        workers: How many batches are decoded side by side, where they are on the CPU. It pays
+            where each product takes one thread only (`torch.set_num_threads`).
         num_beams: As in `decode`.
         judge: As in `decode`.
         options: As the model was trained with.
 
     Raises:
-        ValueError: A word is empty, or has other characters, or there are a `judge` and one beam.
+        ValueError: A word is empty, or has other characters, there are a `judge` and one beam, or
+            `batch_size`, `workers` or `num_beams` is below 1.
 
     Example:
         >>> from tinyfn import random
         >>> len(pronounce(init(random.key(0), SIZES), ["a", "few", "words"]))
         3
     """
+    for name, many in (("batch_size", batch_size), ("workers", workers), ("num_beams", num_beams)):
+        _checks.at_least("pronounce", name, many)
     device = params["linear"]["weight"].device
     by_length = sorted(range(len(words)), key=lambda i: -len(words[i]))  # the longest work first
     size = max(1, batch_size // num_beams)
@@ -322,7 +326,7 @@ def pronounce(
         return [said[at][: _most_phonemes(len(words[i]))] for at, i in enumerate(chosen)]
 
     if device.type == "cpu" and min(workers, len(batches)) > 1:
-        with _threads_of_products(1), ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(workers) as pool:
             said = list(pool.map(say, batches))
     else:
         said = list(map(say, batches))
@@ -331,16 +335,6 @@ def pronounce(
         for i, phonemes in zip(chosen, pronunciations, strict=True):
             found[i] = phonemes
     return found
-
-
-@contextlib.contextmanager
-def _threads_of_products(many: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(many)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _most_phonemes(letters: int) -> int:

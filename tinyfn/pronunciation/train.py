@@ -358,7 +358,7 @@ def resume(
 
         found = parallel.newest(Path(path))
         rest = parallel.rest(found)
-        plan = Plan(**rest["plan"])
+        plan = _as_planned(rest["plan"])
         state = start(plan, device, mesh)
         parallel.load(found, state)
         _restore(state, rest)
@@ -374,7 +374,7 @@ def resume(
             "Name the --out of the run",
         )
     rest = json.loads(metadata["training"])
-    plan = Plan(**rest["plan"])
+    plan = _as_planned(rest["plan"])
     state = start(plan, device)
     checkpoint.check_shapes(tensors["params"], state.params)
     saved = tree.flatten(tensors["params"])
@@ -387,6 +387,16 @@ def resume(
     state.key = tensors["key"]
     _restore(state, {**rest, "losses": tensors["losses"].tolist()})
     return state, plan
+
+
+def _as_planned(kept: dict[str, Any]) -> Plan:
+    """The plan of a checkpoint, which an earlier version may have given more to say."""
+    known = {field.name for field in dataclasses.fields(Plan)}
+    if unknown := sorted(name for name, value in kept.items() if name not in known and value):
+        requirement, remedy = "go on with a plan of this version", "Start another run"
+        actual = f"one with {', '.join(unknown)}"
+        raise _checks.fail(ValueError, "train", "--resume", requirement, actual, remedy)
+    return Plan(**{name: value for name, value in kept.items() if name in known})
 
 
 def _restore(state: State, rest: dict[str, Any]) -> None:

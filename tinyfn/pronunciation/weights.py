@@ -33,7 +33,11 @@ def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Para
         FileNotFoundError: There is no such file.
         ValueError: The file is not whole, or holds other params.
     """
-    params, _ = checkpoint.load(path, device, torch.float32)
+    params, kept = checkpoint.load(path, device, torch.float32)
+    if kept.get("backward"):
+        requirement, remedy = "say phonemes from their beginning", "Pass another run's"
+        actual = f"{str(path)!r}, of an earlier version, which says them from their end"
+        raise _checks.fail(ValueError, "weights.load", "path", requirement, actual, remedy)
     try:
         params = _widened(params)
         sizes = model.sizes(params)
