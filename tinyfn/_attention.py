@@ -142,7 +142,7 @@ def attention(
 
 
 def _check_sequences(function: str, **sequences: Tensor) -> None:
-    q, before = next(iter(sequences.values())), object()
+    q, before = next(iter(sequences.values())), sequences  # which none of them is
     for argument, x in sequences.items():
         if x is before:
             continue
