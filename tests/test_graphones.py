@@ -175,6 +175,14 @@ def test_a_long_word_costs_little_more_than_its_letters():
     assert written.numbers <= 60 * (100 * 101 * 3)  # letters, places, ways
 
 
+def test_nothing_said_at_all_is_judged_too():
+    judge, letters = graphones.laid_out(graphones.count(WORDS)), torch.tensor([[24, 0], [15, 24]])
+    ended = graphones.of_tokens(letters, torch.full((2, 1), data.END))
+    found = graphones.log_chances(judge, graphones.of_tokens(letters, ended.phonemes[:, :0]))
+    assert torch.equal(found, graphones.log_chances(judge, ended))
+    assert found.isfinite().all()
+
+
 def test_no_word_to_count_is_said():
     with pytest.raises(ValueError, match="count: dictionary must have words of at most two phonem"):
         graphones.count({"x": [("EH", "K", "S")]})

@@ -416,10 +416,8 @@ def _pronounce(options: argparse.Namespace) -> int:
         )
     if options.plot and not options.words:
         raise _checks.fail(ValueError, "pronounce", "--plot", "have one WORD", "none", "Name it")
-    if options.plot and not options.plot.parent.is_dir():
-        actual, remedy = repr(str(options.plot)), "Make its folder first"
-        requirement = "be a file in a folder that is there"
-        raise _checks.fail(ValueError, "pronounce", "--plot", requirement, actual, remedy)
+    if options.plot:
+        _check_place("pronounce", "--plot", options.plot)
     params, judge = _models(options)
     search: dict[str, Any] = {"num_beams": options.beams, "judge": judge}
     bad: list[str] = []
@@ -437,6 +435,14 @@ def _pronounce(options: argparse.Namespace) -> int:
     return 2 if bad else 0
 
 
+def _check_place(command: str, flag: str, path: Path) -> None:
+    """That a file can be written there, said before the work."""
+    if path.is_dir() or not path.parent.is_dir():
+        actual, remedy = repr(str(path)), "Make its folder first"
+        requirement = "be a file in a folder that is there"
+        raise _checks.fail(ValueError, command, flag, requirement, actual, remedy)
+
+
 def _add_graphones(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_graphones)
     add = parser.add_argument
@@ -451,10 +457,7 @@ def _add_graphones(parser: argparse.ArgumentParser) -> None:
 
 
 def _graphones(options: argparse.Namespace) -> int:
-    if options.out.is_dir() or not options.out.parent.is_dir():
-        actual, remedy = repr(str(options.out)), "Make its folder first"
-        requirement = "be a file in a folder that is there"
-        raise _checks.fail(ValueError, "graphones", "--out", requirement, actual, remedy)
+    _check_place("graphones", "--out", options.out)
     words = _limited(data.split(data.load()), options.limit)["train"]
     print(f"counting what the letters of {len(words):,} words say", file=sys.stderr)
     found = graphones.count(words)

@@ -168,18 +168,6 @@ def without_hidden(visible: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Te
 
 def check_heads(name: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     """That queries, keys and values have heads, and fit each other."""
-    if (
-        isinstance(q, Tensor)
-        and isinstance(k, Tensor)
-        and isinstance(v, Tensor)
-        and q.is_floating_point()
-        and q.dtype == k.dtype == v.dtype
-        and len(shape := q.shape) > 2
-        and shape[:-2] == (kv_shape := k.shape)[:-2]
-        and shape[-1] == kv_shape[-1]
-        and kv_shape == v.shape
-    ):
-        return  # The usual case, by one question.
     for argument, x in (("q", q), ("k", k), ("v", v)):
         _checks.floating(name, argument, x)
         _checks.axes(name, argument, x, "heads", "seq", "head_dim")

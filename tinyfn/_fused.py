@@ -104,8 +104,7 @@ def fused(
         return explicit(name, similarity, q, k, v, mask, None, bias, 0.0)
     # Beside a bias, a causal mask is needed for each row's largest.
     causal, rest = masks.split_causal(mask) if bias is None else (False, mask)
-    nothing = rest is None and bias is None
-    visible = None if nothing else visible_to(name, rest, bias, q, k.shape[-2])
+    visible = visible_to(name, rest, bias, q, k.shape[-2])
     if causal and visible is not None and not _by_key_alone(visible, q):
         # Only one kernel takes a mask beside causal, and a key may be hidden by both together.
         causal, rest, visible = False, mask, visible_to(name, mask, None, q, k.shape[-2])

@@ -123,8 +123,7 @@ def _pays_by_blocks(x: Tensor, *params: Tensor) -> bool:
     weight, given = params[0], (x, *params)
     return (
         _levels.constant(x)
-        and not _levels.transformed()
-        and _levels.live(*given) is _levels.Derivatives.NONE
+        and _levels.free(*given)
         and all(y.device.type == "cpu" for y in given)
         and all(y.dtype == torch.float32 and y.layout == torch.strided for y in given)
         and weight.numel() >= _LEAST_WEIGHTS

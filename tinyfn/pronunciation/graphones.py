@@ -151,7 +151,18 @@ def of_pairs(pairs: data.Batch) -> Spoken:
         >>> of_pairs(data.pairs({"ox": [("AA", "K", "S")]})).num_phonemes
         tensor([3])
     """
-    letters, ids = pairs.letters.ids, pairs.phonemes.ids[:, 1:]
+    return of_tokens(pairs.letters.ids, pairs.phonemes.ids[:, 1:])
+
+
+def of_tokens(
+    letters: Int64[Tensor, "words letters"], ids: Int64[Tensor, "words phonemes"]
+) -> Spoken:
+    """Tokens of letters and of phonemes as `log_chances` takes them, START left out.
+
+    Example:
+        >>> of_tokens(torch.tensor([[2]]), torch.tensor([[4, data.END]])).phonemes
+        tensor([[2, 0]])
+    """
     # Tokens of phonemes come behind those of padding, start and end.
     said = (ids - data.END).clamp(min=0)
     return Spoken(letters, said, (letters != data.PAD).sum(-1), (said > 0).sum(-1))
@@ -159,7 +170,8 @@ def of_pairs(pairs: data.Batch) -> Spoken:
 
 def _codes(spoken: Spoken) -> Int64[Tensor, "words letters places 3"]:
     """What each letter would say from each place in the phonemes on: none, one or two of them."""
-    first, second = (F.pad(spoken.phonemes[:, n:], (0, 1 + n)) for n in (0, 1))
+    first = F.pad(spoken.phonemes, (0, 1))
+    second = F.pad(first[:, 1:], (0, 1))
     said = torch.stack([torch.zeros_like(first), first * _SAID, first * _SAID + second], -1)
     letters = (spoken.letters - 1).clamp(min=0)
     return letters[:, :, None, None] * _SAID**2 + said[:, None]
@@ -183,7 +195,7 @@ def _totals(scores: Tensor, spoken: Spoken, join: Join) -> Float[Tensor, " words
     there = F.pad(scores.new_zeros(words, 1), (0, places - 1), value=_NEVER)
     for i, of_letter in enumerate(scores.unbind(1)):  # a slice's gradient is zeros for all others
         ways = [
-            F.pad((there + score)[:, : places - n], (n, 0), value=_NEVER)
+            F.pad(there + score, (n, 0), value=_NEVER)[:, :places]
             for n, score in enumerate(of_letter.unbind(-1))
         ]
         inside = i < spoken.num_letters[:, None]

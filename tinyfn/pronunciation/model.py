@@ -1,5 +1,6 @@
 """The transformer from letters to phonemes: its params, its loss, and decoding."""
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
 from tinyfn import (
     _checks,
@@ -269,14 +269,11 @@ def _judged(
 ) -> Float[Tensor, "words beams"]:
     """The log chance that a judge gives each beam; 0 for a word whose first it could not read."""
     lengths = beams.lengths.cpu().unsqueeze(-1)
-    places = torch.arange(int(lengths.max()) + 1)  # and nothing behind the longest
-    tokens = F.pad(beams.tokens.cpu(), (0, 1))[..., : len(places)]
-    words, num_beams, _ = tokens.shape
-    tokens = torch.where(places < lengths, tokens, data.END).flatten(0, 1)
-    tokens = F.pad(tokens, (1, 0), value=data.START)
-    ids = letters.ids.cpu().repeat_interleave(num_beams, 0)
-    pairs = data.Batch(data.Tokens(ids, None), data.Tokens(tokens, None))
-    found = graphones.log_chances(judge, graphones.of_pairs(pairs)).view(words, num_beams)
+    places = torch.arange(int(lengths.max()))  # and nothing behind the longest
+    ids = torch.where(places < lengths, beams.tokens.cpu()[..., : len(places)], data.END)
+    words = letters.ids.cpu().repeat_interleave(ids.shape[1], 0)
+    spoken = graphones.of_tokens(words, ids.flatten(0, 1))
+    found = graphones.log_chances(judge, spoken).view(beams.lengths.shape)
     return torch.where(found[:, :1].isfinite(), found, 0.0).to(beams.scores)
 
 
@@ -322,8 +319,8 @@ def pronounce(
     def say(chosen: list[int]) -> list[data.Pronunciation]:
         letters = data.encode_words([words[i] for i in chosen]).to(device)
         most = _most_phonemes(letters.ids.shape[-1])
-        said = data.decode_pronunciations(decode(params, letters, max_len=most, **search))
-        return [said[at][: _most_phonemes(len(words[i]))] for at, i in enumerate(chosen)]
+        found = data.decode_pronunciations(decode(params, letters, max_len=most, **search))
+        return [one[: _most_phonemes(len(words[i]))] for i, one in zip(chosen, found, strict=True)]
 
     if device.type == "cpu" and min(workers, len(batches)) > 1:
         with ThreadPoolExecutor(workers) as pool:
@@ -331,9 +328,8 @@ def pronounce(
     else:
         said = list(map(say, batches))
     found: list[data.Pronunciation] = [()] * len(words)
-    for chosen, pronunciations in zip(batches, said, strict=True):
-        for i, phonemes in zip(chosen, pronunciations, strict=True):
-            found[i] = phonemes
+    for i, phonemes in zip(by_length, itertools.chain(*said), strict=True):
+        found[i] = phonemes
     return found
 
 

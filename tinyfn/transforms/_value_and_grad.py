@@ -51,8 +51,7 @@ def value_and_grad(
                     ValueError, "value_and_grad", "argnums", requirement, number, remedy
                 )
         tensors = [x for x in _pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        alone = _levels.live(*tensors) is _levels.Derivatives.NONE and not _levels.transformed()
-        if alone and not any(x.is_inference() for x in tensors):
+        if _levels.free(*tensors) and not any(x.is_inference() for x in tensors):
             found = _by_autograd(f, numbers, args, kwargs, has_aux)
             if found is not None:
                 result, gradients = found
