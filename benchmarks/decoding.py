@@ -57,13 +57,16 @@ def candidates(batch: int, new: int) -> Questions:
                 tokens.append(logits.argmax(-1))
         return torch.stack(tokens, -1)
 
-    def greedy() -> Tensor:
+    ready = generation.prepare(params)
+
+    def greedy(params: Any = params) -> Tensor:
         return generation.greedy(params, prompt, max_len=new, **OPTIONS).tokens
 
     own: Calls = {
         "tinyfn.generation.greedy": greedy,
         "tinyfn.decode_step": partial(stepwise, step),
         "tinyfn.decode_step, compiled": partial(stepwise, compiled),
+        "tinyfn.generation.greedy, prepared, compiled": partial(greedy, ready),
     }
     assert torch.equal(greedy(), stepwise(step))
     return {"greedy": hugging_face(prompt, new) | x_transformers(prompt, new) | own}

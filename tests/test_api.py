@@ -375,6 +375,7 @@ def test_a_pragma_says_why():
 NO_CASES = {
     "generation.beam_search",  # gives tokens; log_probs has their derivatives
     "generation.greedy",
+    "generation.prepare",  # for the functions that give tokens
     "generation.sample",
     "generation.stream",
     "Cache",  # holds tensors; the cases of prefill and decode_step differentiate through it

@@ -103,14 +103,14 @@ def init_cache(
     cache = Cache([], [], torch.zeros(()), [], [])
     device = None
     for layer in _layers(name, params):
-        own = _part(name, layer, "self_attention")
+        own = model_part(name, layer, "self_attention")
         for kept, proj in ((cache.k, "k_proj"), (cache.v, "v_proj")):
-            weight = _part(name, _part(name, own, proj), "weight")
+            weight = model_part(name, model_part(name, own, proj), "weight")
             device = weight.device
             heads, width, _ = weight.shape
             kept.append(weight.new_zeros(*batch, heads, capacity, width))
         if memory is not None:
-            across = _part(name, layer, "cross_attention")
+            across = model_part(name, layer, "cross_attention")
             # Of the queries only their number matters: enough of them that a rule's last is there.
             heads, rows = across["q_proj"]["weight"].shape[0], capacity + memory.shape[-2]
             queries = memory.new_zeros(()).expand(*batch, heads, rows, 1)
@@ -122,10 +122,16 @@ def init_cache(
 
 
 def _layers(function: str, params: Params) -> list[Params]:
-    return layers_of(function, _part(function, params, "decoder"), _MAKERS)
+    return layers_of(function, model_part(function, params, "decoder"), _MAKERS)
 
 
-def _part(function: str, params: Params, name: str) -> Any:
+def model_part(function: str, params: Params, name: str) -> Any:
+    """A part of a model's params, or an error that names what makes them.
+
+    Example:
+        >>> list(model_part("decode_step", {"decoder": {"layers": []}}, "decoder"))
+        ['layers']
+    """
     return _checks.part(function, params, name, _MAKERS)
 
 
@@ -217,16 +223,21 @@ def decode_step(
 
 
 def put(
-    kept: Tensor, slot: Tensor, new: Tensor, scatter: Callable[..., Tensor] = Tensor.scatter
+    kept: Tensor,
+    index: tuple[Tensor, ...],
+    new: Tensor,
+    write: Callable[..., Tensor] = Tensor.index_put,
 ) -> Tensor:
-    """What is kept with one position more: another tensor, or itself by `Tensor.scatter_`.
+    """What is kept with one position more: another tensor, or itself by `Tensor.index_put_`.
+
+    A compiler writes into what is there by `index_put_`, and copies all of it for a scatter.
 
     Example:
-        >>> put(torch.zeros(1, 3, 1), torch.tensor(1), torch.ones(1, 1, 1)).flatten()
+        >>> put(torch.zeros(1, 3, 1), (torch.tensor([1]),), torch.ones(1, 1, 1)).flatten()
         tensor([0., 1., 0.])
     """
-    index = slot.reshape(*slot.shape, 1, 1, 1).expand(new.shape)
-    return scatter(kept, -2, index, new.to(kept.dtype))
+    heads = torch.arange(kept.shape[-3], device=kept.device)
+    return write(kept, (*index[:-1], heads, index[-1]), new.squeeze(-2).to(kept.dtype))
 
 
 _NOWHERE = 2**40  # the position of a row whose lengths made no sense: from there on all is NaN
@@ -235,7 +246,7 @@ _NOWHERE = 2**40  # the position of a row whose lengths made no sense: from ther
 class Known(NamedTuple):
     """What a caller may know of the cache that it extends."""
 
-    write: Callable[[Tensor, Tensor, Tensor], Tensor] = put
+    write: Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor] = put
     """How a position is written."""
 
     fresh: bool = False
@@ -286,7 +297,7 @@ def extend(
         requirement = f"have keys for each of {len(layers)} layers"
         raise _checks.fail(ValueError, name, "cache", requirement, actual, remedy)
     for layer_params, k in zip(layers, cache.k, strict=True):
-        heads, width, _ = _part(name, layer_params, "self_attention")["k_proj"]["weight"].shape
+        heads, width, _ = model_part(name, layer_params, "self_attention")["k_proj"]["weight"].shape
         if (k.shape[-3], k.shape[-1]) != (heads, width):
             remedy = "Make it with init_cache of the same params"
             requirement = f"have (kv_heads, head_dim) = {(heads, width)}"
@@ -326,7 +337,7 @@ def extend(
 
         memory, read = None, cross_attend
         if cache.memory_k:
-            width = _part(name, layer_params, "cross_attention")["k_proj"]["weight"].shape[-1]
+            width = model_part(name, layer_params, "cross_attention")["k_proj"]["weight"].shape[-1]
             memory = x.new_zeros(*x.shape[:-2], 0, width)  # which costs nothing to project
             read = _reading(look_across, cache.memory_k[index], cache.memory_v[index], cross_mask)
         options = {"attend": look, "cross_attend": read, "norm": norm}
@@ -404,7 +415,7 @@ class _Place(NamedTuple):
     at: Tensor  # (... seq)
     kv_at: Tensor  # (... kv_seq), of what is looked at
     mask: Mask | None
-    slot: Tensor  # of one token (...), or the source of each slot (... capacity)
+    to: tuple[Tensor, ...] | Tensor  # one token's index, or what fills each slot (... capacity)
 
     @classmethod
     def of(
@@ -420,15 +431,15 @@ class _Place(NamedTuple):
         slots = torch.arange(capacity or 1, device=before.device)
         at = before + torch.arange(seq, device=before.device)
         if seq == 1 and lengths is None:
-            slot = cache.position % slots.shape[0]
+            index = _index(cache.position % slots.shape[0])
             if known.filled is not None and masks.split_causal(self_mask) == (True, None):
                 slots = slots[: known.filled]
-                return cls(at, slots.expand(*cache.position.shape, known.filled), None, slot)
+                return cls(at, slots.expand(*cache.position.shape, known.filled), None, index)
             kv_at = _held(at, slots)
             visible = masks.between(self_mask, at, kv_at) & (kv_at >= 0).unsqueeze(-2)
             seen = masks.sees_itself(self_mask)  # so no key was hidden from every query
             mask = masks.shown(visible) if seen else masks.dense(visible)
-            return cls(at, kv_at, mask, slot)
+            return cls(at, kv_at, mask, index)
         real = seq if lengths is None else lengths.clamp(0, seq).unsqueeze(-1)
         new_at = _held(before + real - 1, slots)
         source = torch.where(new_at >= before, slots.shape[0] + new_at - before, slots)
@@ -443,21 +454,28 @@ class _Place(NamedTuple):
 
     def keep(
         self,
-        write: Callable[[Tensor, Tensor, Tensor], Tensor],
+        write: Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor],
         kept: tuple[Tensor, Tensor],
         new: tuple[Tensor, Tensor],
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Keys and values to look at, and those to keep."""
-        if self.slot.ndim < self.at.ndim:
-            written = tuple(write(x, self.slot, y) for x, y in zip(kept, new, strict=True))
+        if isinstance(self.to, tuple):
+            written = tuple(write(x, self.to, y) for x, y in zip(kept, new, strict=True))
             filled = self.kv_at.shape[-1]
             return _read(written, new, filled), written
         joined = tuple(torch.cat([x, y.to(x.dtype)], -2) for x, y in zip(kept, new, strict=True))
-        source = self.slot[..., None, :, None]
+        source = self.to[..., None, :, None]
         shapes = ((*x.shape[:-2], source.shape[-2], x.shape[-1]) for x in joined)
         moved = (x.gather(-2, source.expand(s)) for x, s in zip(joined, shapes, strict=True))
         fresh = self.kv_at.shape[-1] == new[0].shape[-2]
         return (new if fresh else _read(joined, new, None)), tuple(moved)
+
+
+def _index(slot: Tensor) -> tuple[Tensor, ...]:
+    """Of a slot of each example, (batch 1), as numbers along each axis but the heads'."""
+    rows = (torch.arange(size, device=slot.device) for size in slot.shape)
+    shaped = (x.reshape(-1, *(1,) * (slot.ndim - axis)) for axis, x in enumerate(rows))
+    return (*shaped, slot.unsqueeze(-1))
 
 
 def _read(kept: tuple[Tensor, ...], new: tuple[Tensor, ...], filled: int | None) -> tuple:
@@ -467,7 +485,9 @@ def _read(kept: tuple[Tensor, ...], new: tuple[Tensor, ...], filled: int | None)
 
 def _held(last: Tensor, slots: Tensor) -> Tensor:
     """The position that each slot holds where (... 1) is the newest; below 0 where none."""
-    return last - (last - slots) % slots.shape[0]
+    # Divided here and not for each slot: a compiler would divide for each head again.
+    newest = last % slots.shape[0]
+    return last - newest + torch.where(slots > newest, slots - slots.shape[0], slots)
 
 
 def _cross_mask(

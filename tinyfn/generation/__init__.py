@@ -5,6 +5,7 @@
     beam_search   the likeliest texts that keeping the `num_beams` best prefixes finds
     stream        the tokens of `greedy` or `sample` as they come
     log_probs     what a text scores, differentiable
+    prepare       params whose steps are compiled, for the first four
 
 They take params of `language_model` and of `transformer`, and the options that those are called
 with. A prompt is the beginning of the text; a source is what the encoder reads. What may follow is
@@ -27,3 +28,5 @@ from tinyfn.generation._loop import Generated as Generated
 from tinyfn.generation._loop import greedy as greedy
 from tinyfn.generation._loop import sample as sample
 from tinyfn.generation._loop import stream as stream
+from tinyfn.generation._prepare import Prepared as Prepared
+from tinyfn.generation._prepare import prepare as prepare

@@ -11,6 +11,7 @@ from tinyfn import _checks, masks
 from tinyfn._cache import Cache
 from tinyfn.generation import _begin
 from tinyfn.generation._adjust import Adjust
+from tinyfn.generation._prepare import Prepared
 from tinyfn.types import Params
 
 Mask = masks.Mask
@@ -33,7 +34,7 @@ class Beams(NamedTuple):
 
 
 def beam_search(
-    params: Params,
+    params: Params | Prepared,
     prompt: Integer[Tensor, "... prompt_seq"],
     lengths: Integer[Tensor, "..."] | None = None,
     source: Tensor | None = None,
@@ -54,7 +55,7 @@ def beam_search(
     exact.
 
     Args:
-        params: Of `language_model` or `transformer`.
+        params: Of `language_model` or `transformer`, or `prepare` of them.
         prompt: What the text begins with, one token at least; padding goes behind it.
         lengths: How many tokens of each prompt are real; all, if None.
         source: What the encoder of a `transformer` reads.

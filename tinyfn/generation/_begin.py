@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from tinyfn import _checks, _levels, masks
-from tinyfn._cache import Cache, Known, check_self_mask, extend, init_cache, put
+from tinyfn._cache import Cache, Known, check_self_mask, extend, init_cache, model_part, put
 from tinyfn._transformer import encode
 from tinyfn.generation._adjust import Adjust
+from tinyfn.generation._prepare import Prepared, room, with_room
 from tinyfn.types import Params
 
 Mask = masks.Mask
@@ -23,7 +24,7 @@ class Request(NamedTuple):
     """What is asked for, but for the prompt."""
 
     name: str
-    params: Params
+    params: Params | Prepared
     self_mask: Mask
     max_len: int
     end: int | None
@@ -39,12 +40,12 @@ def begin(
     source_mask: Mask | Tensor | None,
 ) -> tuple[Tensor, Cache, Step]:
     """The prompt's logits, the cache, and how to take a step more."""
-    name, params, self_mask, options = (
-        request.name,
-        request.params,
-        request.self_mask,
-        request.options,
-    )
+    name, self_mask, options = request.name, request.self_mask, request.options
+    owned = readable() and not _levels.forward_mode()  # the cache is nobody else's
+    params, prepared = request.params, None
+    if isinstance(params, Prepared):
+        prepared = params.checked(name) if owned else None
+        params = params.params
     check_self_mask(name, self_mask, None)
     _check_source(name, prompt, source, source_mask)
     memory = memory_of(name, params, source, source_mask, options)
@@ -56,17 +57,20 @@ def begin(
         capacity = min(capacity, back + 1)
     across = {"cross_attend": options["cross_attend"]} if "cross_attend" in options else {}
     batch = tuple(prompt.shape[:-1])
-    cache = init_cache(params, memory, source_mask, capacity=capacity, batch=batch, **across)
+    at_first = room(prompt.shape[-1], capacity) if prepared else capacity
+    cache = init_cache(params, memory, source_mask, capacity=at_first, batch=batch, **across)
     own = partial(extend, name, params)
     known = Known(fresh=prompt.shape[-1] > 1 or lengths is not None)
     logits, cache = own(cache, prompt, lengths, self_mask, source_mask, known, **options)
-    owned = readable() and not _levels.forward_mode()
-    write = partial(put, scatter=Tensor.scatter_) if owned else put  # the cache is nobody else's
+    write = partial(put, write=Tensor.index_put_) if owned else put
     even = lengths is None and capacity == prompt.shape[-1] + request.max_len - 1
 
     def step(cache: Cache, token: Tensor, turn: int) -> tuple[Tensor, Cache]:
         known = Known(write, filled=prompt.shape[-1] + turn if even else None)
         tokens = token.clamp(min=0).unsqueeze(-1)  # a row of NaN has no token
+        if prepared is not None:
+            cache = with_room(cache, prompt.shape[-1] + turn, capacity)
+            return prepared.step(name, cache, tokens, self_mask, source_mask, options)
         return own(cache, tokens, None, self_mask, source_mask, known, **options)
 
     return logits, cache, step
@@ -80,6 +84,7 @@ def memory_of(
     options: dict[str, Any],
 ) -> Tensor | None:
     """What the encoder makes of the source."""
+    model_part(name, params, "decoder")
     if ("encoder" in params) != (source is not None):
         there = "with" if "encoder" in params else "without"
         requirement = "be given where the params have an encoder, and only there"

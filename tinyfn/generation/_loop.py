@@ -10,6 +10,7 @@ from torch import Tensor
 from tinyfn import _checks, masks, random
 from tinyfn.generation import _begin
 from tinyfn.generation._adjust import Adjust
+from tinyfn.generation._prepare import Prepared
 from tinyfn.types import Params
 
 Mask = masks.Mask
@@ -28,7 +29,7 @@ class Generated(NamedTuple):
 
 
 def greedy(
-    params: Params,
+    params: Params | Prepared,
     prompt: Integer[Tensor, "... prompt_seq"],
     lengths: Integer[Tensor, "..."] | None = None,
     source: Tensor | None = None,
@@ -43,7 +44,7 @@ def greedy(
     """The likeliest token at each step.
 
     Args:
-        params: Of `language_model` or `transformer`.
+        params: Of `language_model` or `transformer`, or `prepare` of them.
         prompt: What the text begins with, one token at least; padding goes behind it.
         lengths: How many tokens of each prompt are real; all, if None.
         source: What the encoder of a `transformer` reads: tokens or features.
@@ -74,7 +75,7 @@ def greedy(
 
 
 def sample(
-    params: Params,
+    params: Params | Prepared,
     prompt: Integer[Tensor, "... prompt_seq"],
     key: Integer[Tensor, "..."],
     lengths: Integer[Tensor, "..."] | None = None,
@@ -90,7 +91,7 @@ def sample(
     """A token drawn at each step, with the chances that the model gives it.
 
     Args:
-        params: Of `language_model` or `transformer`.
+        params: Of `language_model` or `transformer`, or `prepare` of them.
         prompt: What the text begins with, one token at least; padding goes behind it.
         key: Randomness: one key for each prompt, with the prompts' leading axes, which draws the
             same text for a prompt alone; or one, which is split among them.
@@ -124,7 +125,7 @@ def sample(
 
 
 def stream(
-    params: Params,
+    params: Params | Prepared,
     prompt: Integer[Tensor, "... prompt_seq"],
     key: Integer[Tensor, "..."] | None = None,
     lengths: Integer[Tensor, "..."] | None = None,
@@ -142,7 +143,7 @@ def stream(
     It ends when every row is over.
 
     Args:
-        params: Of `language_model` or `transformer`.
+        params: Of `language_model` or `transformer`, or `prepare` of them.
         prompt: What the text begins with; padding goes behind it.
         key: As in `sample`; the likeliest tokens, if None.
         lengths: How many tokens of each prompt are real; all, if None.
