@@ -1,7 +1,6 @@
 """Params made ready for many steps: each step compiled, and the weights laid out for it."""
 
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -41,7 +40,7 @@ class Prepared:
         self._laid_out = partial(config.patch, _LAY_OUT if on_cpu else {})
 
     def checked(self, function: str) -> "Prepared":
-        """Itself, or an error where params were changed in their place, which a step does not see."""
+        """Itself, or an error where params were changed in their place, unseen by the step."""
         for name, (leaf, version) in self._versions.items():
             if _version(leaf) != version:
                 requirement = "be as they were when prepared"
@@ -132,7 +131,7 @@ class _Step(nn.Module):
         return logits, cache.position
 
 
-def _compile(graph: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+def _compile(graph: fx.GraphModule, inputs: list[Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch says of its own use of torch
         from torch import _inductor
