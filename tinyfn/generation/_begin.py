@@ -70,7 +70,7 @@ def begin(
         tokens = token.clamp(min=0).unsqueeze(-1)  # a row of NaN has no token
         if prepared is not None:
             cache = with_room(cache, prompt.shape[-1] + turn, capacity)
-            return prepared.step(name, cache, tokens, self_mask, source_mask, options)
+            return prepared.step(cache, tokens, self_mask, source_mask, options)
         return own(cache, tokens, None, self_mask, source_mask, known, **options)
 
     return logits, cache, step

@@ -51,7 +51,6 @@ class Prepared:
 
     def step(
         self,
-        name: str,
         cache: Cache,
         tokens: Tensor,
         self_mask: masks.Mask,
@@ -62,7 +61,7 @@ class Prepared:
         for kept in (*cache.k, *cache.v):
             torch._dynamo.maybe_mark_dynamic(kept, kept.ndim - 2)
         with self._laid_out():
-            logits, position = self._step(name, cache, tokens, self_mask, cross_mask, options)
+            logits, position = self._step(cache, tokens, self_mask, cross_mask, options)
         return logits, cache._replace(position=position)
 
 
@@ -117,7 +116,6 @@ class _Step(nn.Module):
 
     def forward(
         self,
-        name: str,
         cache: Cache,
         tokens: Tensor,
         self_mask: masks.Mask,
@@ -127,7 +125,7 @@ class _Step(nn.Module):
         params = tree.unflatten(dict(zip(self.names, self.leaves, strict=True)))
         known = Known(partial(put, write=Tensor.index_put_))
         given = (cache, tokens, None, self_mask, cross_mask, known)
-        logits, cache = extend(name, params, *given, **options)
+        logits, cache = extend("generation.prepare", params, *given, **options)
         return logits, cache.position
 
 
