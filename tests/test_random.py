@@ -421,6 +421,25 @@ def test_vmap_over_keys_equals_a_loop(name):
     assert torch.equal(nested.flatten(0, 1), mapped)
 
 
+@pytest.mark.parametrize("name", DRAWS)
+def test_vmap_of_an_older_torch_equals_a_loop(name, monkeypatch):
+    keys, draw = random.split(KEY, 6), DRAWS[name]
+    each = torch.stack([draw(k) for k in keys])
+    monkeypatch.setattr(random, "_MAPS_VIEWS", False)
+    monkeypatch.setattr(torch.Tensor, "view", unmapped(torch.Tensor.view))
+    assert torch.equal(torch.vmap(draw)(keys), each)
+
+
+def unmapped(view):
+    """As torch 2.11 has it: no rule of `vmap` for a view in another dtype."""
+
+    def refusing(x, *arguments):
+        assert not (isinstance(arguments[0], torch.dtype) and torch.func.debug_unwrap(x) is not x)
+        return view(x, *arguments)
+
+    return refusing
+
+
 def test_vmap_over_the_other_arguments_equals_a_loop():
     keys, data = random.split(KEY, 4), torch.arange(4)
     p, logits = torch.rand(4), torch.randn(4, 5)

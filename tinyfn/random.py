@@ -23,6 +23,8 @@ Device = torch.device | str | None
 Shape = Sequence[int]
 Mix = tuple[Any, ...]
 _INTS = int, torch.SymInt
+# From here on `torch.vmap` maps views in another dtype, which are arithmetic before.
+_MAPS_VIEWS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 
 
 def _signed(word: int) -> int:
@@ -228,10 +230,25 @@ def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Dev
         if torch.compiler.is_exporting() or type(key) is not Tensor:
             return _bits_of_any_size(key, size, dtype).view(tuple(shape))
         words = _sequence(key, _WORDS, (size + parts - 1) // parts, _SPLITMIX)
-        words = words.view(dtype)
+        words = _cut(words, dtype)
         if torch.compiler.is_compiling() or size % parts:  # no view costs nothing
             words = words.narrow(0, 0, size)
         return words.view(tuple(shape))
+
+
+def _viewed() -> bool:
+    """Whether a tensor may be seen as one of another dtype here."""
+    return _MAPS_VIEWS or not (torch.compiler.is_compiling() or _levels.transformed())
+
+
+def _cut(words: Int64[Tensor, " num"], dtype: torch.dtype) -> Integer[Tensor, " more"]:
+    """Words in parts, the lowest first."""
+    if _viewed():
+        return words.view(dtype)
+    width = 64 // _PARTS[dtype]
+    above = torch.arange(64 - width, -1, -width, device=words.device)
+    uppermost = torch.bitwise_left_shift(words.unsqueeze(-1), above)
+    return _right(uppermost, 64 - width).to(dtype).flatten(-2)
 
 
 def _bits_of_any_size(key: Key, size: int, dtype: torch.dtype) -> Tensor:
@@ -320,13 +337,23 @@ def _fixed_quantile(odd: Float[Tensor, "..."]) -> Int64[Tensor, "..."]:
 
     Float32 logarithms and fused products differ in the last bit between kernels; integers do not.
     """
-    pattern = odd.view(torch.int64)
+    pattern = _pattern(odd)
     # The exponent and four bits name the cubic, the next 32 are its argument.
     segment, t = _right(pattern, 48) - (1023 << 4), _right(pattern, 16) & (2**32 - 1)
     constant, linear, square, cube = _CUBICS.to(odd.device)
     x = square[segment] + _right(cube[segment] * t, 32)
     x = linear[segment] + _right(x * t, 32)
     return constant[segment] + _right(x * t, 32)
+
+
+def _pattern(odd: Float[Tensor, "..."]) -> Int64[Tensor, "..."]:
+    """The bits of float64s that are whole and from 1 to 2⁵³."""
+    if _viewed():
+        return odd.view(torch.int64)
+    whole = odd.to(torch.int64)
+    powers = 2 ** torch.arange(1, 53, device=odd.device)
+    exponent = (whole.unsqueeze(-1) >= powers).sum(-1)
+    return torch.bitwise_left_shift(whole, 52 - exponent) + (exponent + 1022) * 2**52
 
 
 def _cubics() -> Int64[Tensor, "coefficients segments"]:
@@ -508,6 +535,8 @@ def _times(z: Tensor, multiplier: int) -> Tensor:
     wrong words, and loops that run past their end. An unsigned one wraps.
     """
     if torch.compiler.is_compiling():
+        if not _MAPS_VIEWS:
+            return (z.to(torch.uint64) * multiplier).to(torch.int64)
         return (z.view(torch.uint64) * multiplier).view(torch.int64)
     return z * multiplier
 
