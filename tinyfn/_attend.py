@@ -93,7 +93,7 @@ _LEAST_SCORES = 128 * 128  # Below, the explicit form has the faster derivative 
 
 def _pays(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the fused form, or what it is by chunks of queries, is right and pays."""
-    if torch.compiler.is_exporting():
+    if _levels.exporting():
         return False  # a program is for all sizes, and has none to choose by
     scores = q.shape[-2] * k.shape[-2]
     if torch.compiler.is_compiling():

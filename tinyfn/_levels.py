@@ -143,6 +143,20 @@ def _traced_levels() -> bool:
 _traced_levels._dynamo_marked_constant = True  # type: ignore[attr-defined]  it is a mark
 
 
+def exporting() -> bool:
+    """Whether a program for all sizes is made, as `torch.export` does.
+
+    Example:
+        >>> exporting()
+        False
+    """
+    return torch.compiler.is_exporting()
+
+
+# Asked where it stands, the compiler of torch 2.11 says so of everything that it compiles.
+exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]  it is a mark
+
+
 def push(
     f: Callable[..., Tensor], terms: Sequence[Callable[..., Tensor]], *tensors: Tensor
 ) -> Tensor:

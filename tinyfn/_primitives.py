@@ -396,7 +396,7 @@ def rows(
         >>> rows(torch.tensor([[1.0], [2.0]]), torch.tensor(1))
         tensor([2.])
     """
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not torch.compiler.is_compiling() or _levels.exporting():
         return weight[at]
     at = torch.where(at < 0, at + weight.shape[0], at)
     index = at.reshape(-1, 1).expand(-1, weight.shape[-1])

@@ -227,7 +227,7 @@ def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Dev
     with _levels.below(key):
         key = key if device is None else key.to(device)
         # DTensor remembers the shape of a view in another dtype for the next one too (torch 2.13).
-        if torch.compiler.is_exporting() or type(key) is not Tensor:
+        if _levels.exporting() or type(key) is not Tensor:
             return _bits_of_any_size(key, size, dtype).view(tuple(shape))
         words = _sequence(key, _WORDS, (size + parts - 1) // parts, _SPLITMIX)
         words = _cut(words, dtype)
@@ -236,14 +236,16 @@ def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Dev
         return words.view(tuple(shape))
 
 
-def _viewed() -> bool:
+def _viewed(x: Tensor) -> bool:
     """Whether a tensor may be seen as one of another dtype here."""
-    return _MAPS_VIEWS or not (torch.compiler.is_compiling() or _levels.transformed())
+    if _MAPS_VIEWS:
+        return True
+    return _levels.compiled_alone(x) if torch.compiler.is_compiling() else not _levels.transformed()
 
 
 def _cut(words: Int64[Tensor, " num"], dtype: torch.dtype) -> Integer[Tensor, " more"]:
     """Words in parts, the lowest first."""
-    if _viewed():
+    if _viewed(words):
         return words.view(dtype)
     width = 64 // _PARTS[dtype]
     above = torch.arange(64 - width, -1, -width, device=words.device)
@@ -348,7 +350,7 @@ def _fixed_quantile(odd: Float[Tensor, "..."]) -> Int64[Tensor, "..."]:
 
 def _pattern(odd: Float[Tensor, "..."]) -> Int64[Tensor, "..."]:
     """The bits of float64s that are whole and from 1 to 2⁵³."""
-    if _viewed():
+    if _viewed(odd):
         return odd.view(torch.int64)
     whole = odd.to(torch.int64)
     powers = 2 ** torch.arange(1, 53, device=odd.device)
@@ -535,9 +537,9 @@ def _times(z: Tensor, multiplier: int) -> Tensor:
     wrong words, and loops that run past their end. An unsigned one wraps.
     """
     if torch.compiler.is_compiling():
-        if not _MAPS_VIEWS:
-            return (z.to(torch.uint64) * multiplier).to(torch.int64)
-        return (z.view(torch.uint64) * multiplier).view(torch.int64)
+        if _viewed(z):
+            return (z.view(torch.uint64) * multiplier).view(torch.int64)
+        return (z.to(torch.uint64) * multiplier).to(torch.int64)
     return z * multiplier
 
 
