@@ -23,7 +23,7 @@ PACKAGE = ROOT / "tinyfn"
 
 ROWS = [
     {"types", "_checks", "_levels", "tree", "random", "initializers", "transforms"},
-    {"_kernels", "_losses", "_primitives", "masks", "positions"},
+    {"_dropout", "_kernels", "_losses", "_primitives", "masks", "positions"},
     {"_similarity", "_explicit", "_fused", "_attend", "_attention"},
     {"_layers"},
     {"_transformer"},

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import reference
 import tinyfn
-from tinyfn import _primitives, masks, positions, random, testing
+from tinyfn import _dropout, masks, positions, random, testing
 
 F64 = torch.float64
 PARTS = {
@@ -133,6 +133,61 @@ def test_dropout_is_a_function_of_the_key(layer):
     assert torch.equal(dropped(None), dropped(keys[0], 0.0))
 
 
+def plain(attend):
+    """The same function, of which a layer does not know what it draws."""
+    return lambda *args, **options: attend(*args, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (2, 1, 5, 4)])
+@pytest.mark.parametrize("part", ["none", "attend", "feed_forward", "cross_attend", "memory"])
+def test_a_layer_that_draws_at_once_drops_what_its_parts_would(part, shape, dtype, monkeypatch):
+    params = tinyfn.init_decoder_layer(random.key(0), 4, 2, 3, dtype=dtype)
+    x, memory = x_of(*shape).to(dtype), x_of(*shape[:-2], 6, 4).to(dtype)
+    given = (x, None if part == "memory" else memory)
+    options = {"key": random.key(1), "dropout_p": 0.3, "feed_forward": tinyfn.feed_forward}
+    options |= dict.fromkeys(("attend", "cross_attend"), tinyfn.dot_product_attention)
+    if part in options:
+        options[part] = plain(options[part])
+    asked = []
+    bits_of_split = random.bits_of_split
+
+    def noted(key, sizes):
+        asked.append(bits_of_split(key, sizes))
+        return asked[-1]
+
+    monkeypatch.setattr(random, "bits_of_split", noted)
+    at_once = tinyfn.decoder_layer(params, *given, **options)
+    assert len(asked) == 1
+    assert asked[0] is not None
+    monkeypatch.setattr(random, "bits_of_split", lambda key, sizes: None)
+    assert torch.equal(at_once, tinyfn.decoder_layer(params, *given, **options))
+    assert not torch.equal(at_once, tinyfn.decoder_layer(params, *given))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_drawn_at_once_is_for_the_tensors_that_it_was_drawn_for():
+    x, key = torch.ones(5, 4), random.key(0)
+    drawn, last = _dropout.keys_or_drawn(key, [(1, x.shape), (2, x.shape)], x, dropout_p=0.3)
+    first, second = random.split(key)
+    for shape, p in (((5, 4), 0.3), ((4, 5), 0.3), ((5, 4), 0.6), ((5, 4), 2**-9)):
+        y = torch.ones(shape)
+        expected = tinyfn.dropout(y, first, dropout_p=p)
+        assert torch.equal(tinyfn.dropout(y, drawn, dropout_p=p), expected)
+    for num in (1, 2, 3):
+        both = _dropout.dropouts(last, num, x, dropout_p=0.3)
+        alone = _dropout.dropouts(second, num, x, dropout_p=0.3)
+        for a, b in zip(both, alone, strict=True):
+            assert torch.equal(a(x), b(x))
+
+
+def test_a_large_layer_draws_for_each_part():
+    key = random.key(0)
+    assert random.bits_of_split(key, [2**16, 2**16]) is not None
+    assert random.bits_of_split(key, [2**16, 2**16 + 1]) is None
+    assert torch.vmap(lambda k: torch.zeros(()) + (random.bits_of_split(k, [1]) is None))(key[None])
+
+
 def test_each_place_of_dropout_has_a_draw_of_its_own(monkeypatch):
     seen = []
 
@@ -141,7 +196,7 @@ def test_each_place_of_dropout_has_a_draw_of_its_own(monkeypatch):
         seen.append(tuple(drawn.flatten()[:9].tolist()))
         return x
 
-    monkeypatch.setattr(_primitives, "_dropped", note)
+    monkeypatch.setattr(_dropout, "_dropped", note)
     params = tinyfn.init_decoder_layer(random.key(0), 4, 2, 3, dtype=F64)
     options = {"key": random.key(1), "dropout_p": 0.5}
     tinyfn.decoder_layer(params, x_of(3, 4), x_of(3, 4), **options)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import reference
 import tinyfn
-from tinyfn import _primitives, initializers, random, tree
+from tinyfn import _dropout, _primitives, initializers, random, tree
 
 SIZES = st.integers(1, 5)
 LEADING = st.lists(st.integers(0, 3), max_size=2)
@@ -242,7 +242,7 @@ def test_dropout_is_decided_by_its_key():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_dropout_drops_its_share_of_all_that_can_be_drawn(p, dtype, monkeypatch):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16)
-    monkeypatch.setattr(random, "bits", lambda *_, **__: every.unsqueeze(1))
+    monkeypatch.setattr(random, "bits", lambda *_, **__: every)
     dropped = tinyfn.dropout(torch.ones(2**16, dtype=dtype), random.key(0), dropout_p=p)
     assert dropped.dtype == dtype
     assert (dropped == 0).sum() == round(p * 2**16)
@@ -257,7 +257,7 @@ def test_dropout_meets_rare_chances_too(p):
 @pytest.mark.parametrize("p", [0.5, 0.75])
 def test_dropouts_of_one_draw_are_independent(p):
     x = torch.ones(20_000, dtype=torch.float64)
-    drops = _primitives.dropouts(random.key(0), 3, x, dropout_p=p)
+    drops = _dropout.dropouts(random.key(0), 3, x, dropout_p=p)
     kept = torch.stack([drop(x) != 0 for drop in drops]).double()
     assert ((kept.mean(-1) - (1 - p)).abs() < 0.02).all()
     assert (torch.corrcoef(kept) - torch.eye(3, dtype=torch.float64)).abs().max() < 0.03
@@ -268,8 +268,8 @@ def test_dropouts_of_one_draw_are_independent(p):
 def test_a_longer_batch_begins_with_the_draws_of_a_shorter(shape):
     x, key = torch.ones(shape), random.key(0)
     for long, short in zip(
-        _primitives.dropouts(key, 2, x, dropout_p=0.5),
-        _primitives.dropouts(key, 2, x[:2], dropout_p=0.5),
+        _dropout.dropouts(key, 2, x, dropout_p=0.5),
+        _dropout.dropouts(key, 2, x[:2], dropout_p=0.5),
         strict=True,
     ):
         assert torch.equal(long(x)[:2], short(x[:2]))

@@ -24,6 +24,7 @@ from tinyfn._cache import Cache as Cache
 from tinyfn._cache import decode_step as decode_step
 from tinyfn._cache import init_cache as init_cache
 from tinyfn._cache import prefill as prefill
+from tinyfn._dropout import dropout as dropout
 from tinyfn._encoder_model import encoder_model as encoder_model
 from tinyfn._encoder_model import first_pool as first_pool
 from tinyfn._encoder_model import init_encoder_model as init_encoder_model
@@ -41,7 +42,6 @@ from tinyfn._layers import init_encoder_layer as init_encoder_layer
 from tinyfn._losses import cross_entropy as cross_entropy
 from tinyfn._losses import perplexity as perplexity
 from tinyfn._module import TinyTransformer as TinyTransformer
-from tinyfn._primitives import dropout as dropout
 from tinyfn._primitives import embedding as embedding
 from tinyfn._primitives import feed_forward as feed_forward
 from tinyfn._primitives import gated_feed_forward as gated_feed_forward

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinyfn import _checks, _fused, _levels, masks
+from tinyfn._dropout import Drawn
 from tinyfn._explicit import check_heads, explicit
 from tinyfn._similarity import scaled_dot_product
 from tinyfn.types import Attend, Key
@@ -20,7 +21,7 @@ def dot_product_attention(
     k: Float[Tensor, "... kv_heads kv_seq head_dim"],
     v: Float[Tensor, "... kv_heads kv_seq v_dim"],
     mask: Mask | Bool[Tensor, "..."] | None = None,
-    key: Key | None = None,
+    key: Key | Drawn | None = None,
     bias: Float[Tensor, "..."] | None = None,
     *,
     scale: float | None = None,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tinyfn import _checks, initializers, masks, random
 from tinyfn._attend import attend_weights, dot_product_attention
+from tinyfn._dropout import Drawn
 from tinyfn._explicit import visible_to
 from tinyfn._primitives import affine, rms_norm
 from tinyfn.types import Attend, Initializer, Key, Params
@@ -93,7 +94,7 @@ def attention(
     k: Float[Tensor, "... kv_seq k_features"],
     v: Float[Tensor, "... kv_seq v_features"],
     mask: Mask | Bool[Tensor, "..."] | None = None,
-    key: Key | None = None,
+    key: Key | Drawn | None = None,
     bias: Float[Tensor, "..."] | None = None,
     *,
     dropout_p: float = 0.0,

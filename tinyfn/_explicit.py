@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tinyfn import _checks, masks
-from tinyfn._primitives import dropout
+from tinyfn._dropout import Drawn, dropout
 from tinyfn._similarity import additive, scaled_dot_product
 from tinyfn.types import Key, Params, Similarity
 
@@ -145,7 +145,7 @@ def explicit(
     k: Tensor,
     v: Tensor,
     mask: Mask | Tensor | None,
-    key: Key | None,
+    key: Key | Drawn | None,
     bias: Tensor | None,
     dropout_p: float,
 ) -> Tensor:

@@ -169,23 +169,27 @@ def layer_norm(
     live = _levels.live(x, *params)
     if live is _levels.Derivatives.NONE:
         return _layer_norm(eps, x, *params)[0]
-    formula = partial(formula, eps)
-    if live is _levels.Derivatives.ANY or (_levels.transformed() and x.numel() < _LEAST_ELEMENTS):
-        return formula(x, *params)
-    forward, count = partial(_layer_norm, eps), 1 + len(params)
-    kernel = Kernel(forward, _layer_norm_backward, formula, count, _lift_by_vmap)
-    if not _levels.transformed() and not _levels.saved_by_hooks():
+    transformed = _levels.transformed()
+    if live is _levels.Derivatives.ANY or (transformed and x.numel() < _LEAST_ELEMENTS):
+        return formula(eps, x, *params)
+    make = partial(_layer_norm_kernel, formula, eps, 1 + len(params))
+    if not transformed and not _levels.saved_by_hooks():
         # A hook on torch's own node costs less than a node of ours.
-        normed = forward(x, *params)[0]
+        normed = _layer_norm(eps, x, *params)[0]
         node: Any = normed.grad_fn
         if hasattr(type(node), "_saved_input"):
-            node.register_hook(partial(_mend_second_order, kernel))
+            node.register_hook(partial(_mend_second_order, make))
             return normed
-    return _closed(kernel, x, *params)
+    return _closed(make(), x, *params)
 
 
 # With fewer elements the pair's calls under torch.func cost more than they save.
 _LEAST_ELEMENTS = 2**18
+
+
+def _layer_norm_kernel(formula: Callable[..., Tensor], eps: float, count: int) -> Kernel:
+    forward = partial(_layer_norm, eps)
+    return Kernel(forward, _layer_norm_backward, partial(formula, eps), count, _lift_by_vmap)
 
 
 def _layer_norm(eps: float, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensors:
@@ -193,7 +197,9 @@ def _layer_norm(eps: float, x: Tensor, weight: Tensor, bias: Tensor | None = Non
 
 
 def _mend_second_order(
-    kernel: Kernel, pulled: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]
+    make: Callable[[], Kernel],
+    pulled: tuple[Tensor | None, ...],
+    grads: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...] | None:
     """Closed gradients, where they are to be differentiated: torch's are wrong from there.
 
@@ -203,7 +209,7 @@ def _mend_second_order(
     grad = grads[0]
     if grad is None or not torch.is_grad_enabled():
         return None
-    node = _levels.running_node()
+    kernel, node = make(), _levels.running_node()
     inputs = (node._saved_input, node._saved_weight, node._saved_bias)[: kernel.count]
     outputs = (grad, node._saved_result1, node._saved_result2)  # the first is not looked at
     right = dict(enumerate(_pull_forward(kernel, (grad,), inputs, outputs)))

@@ -16,10 +16,10 @@ from torch import Tensor
 from tinyfn import _checks, masks, random
 from tinyfn._attend import dot_product_attention
 from tinyfn._attention import attention, init_attention
+from tinyfn._dropout import Drop, Part, dropouts, keys_or_drawn
 from tinyfn._primitives import (
-    Drop,
-    dropouts,
     feed_forward,
+    gated_feed_forward,
     init_feed_forward,
     init_layer_norm,
     layer_norm,
@@ -120,8 +120,8 @@ def encoder_layer(
 
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
-    keys = random.split_or_none(key, 3)
-    drops = dropouts(keys[2], 2, x, dropout_p=dropout_p)
+    keys = _keys(key, params, x, {"self_attention": (x, attend)}, feed_forward, 2, dropout_p)
+    drops = dropouts(keys[-1], 2, x, dropout_p=dropout_p)
     options = {"norm": norm, "norm_first": norm_first}
 
     def look(params: Params, y: Tensor) -> Tensor:
@@ -132,6 +132,46 @@ def encoder_layer(
 
     x = _residual("encoder_layer", params, "self_attention", look, x, drops[0], **options)
     return _residual("encoder_layer", params, "feed_forward", think, x, drops[1], **options)
+
+
+def _keys(
+    key: Key | None,
+    params: Params,
+    x: Tensor,
+    looks: dict[str, tuple[Tensor | None, Attend]],
+    feed_forward: FeedForward,
+    num: int,
+    dropout_p: float,
+) -> tuple[Any, ...]:
+    """A key for each attention, one for the feed-forward, and one for what the sublayers give.
+
+    In their places, what functions of ours will draw by them, where that is quicker.
+    """
+    if key is None:
+        return (None,) * (len(looks) + 2)
+    try:
+        parts = [_looked(params, name, x, *look) for name, look in looks.items()]
+        parts.append(_thought(params, x) if feed_forward in _THINKS else None)
+        parts.append((num, x.shape))
+    except (AttributeError, IndexError, KeyError, TypeError):
+        parts = [None] * (len(looks) + 2)  # who is given the wrong thing says what is wrong
+    return keys_or_drawn(key, parts, x, dropout_p=dropout_p)
+
+
+def _looked(params: Params, name: str, x: Tensor, y: Tensor | None, attend: Attend) -> Part:
+    if y is None:
+        return 0, ()
+    if attend is not dot_product_attention or "attend" in params[name]:
+        return None
+    heads = params[name]["q_proj"]["weight"].shape[0]
+    return 1, (*x.shape[:-2], heads, x.shape[-2], y.shape[-2])
+
+
+def _thought(params: Params, x: Tensor) -> Part:
+    return 1, (*x.shape[:-1], params["feed_forward"]["up_proj"]["weight"].shape[0])
+
+
+_THINKS = feed_forward, gated_feed_forward
 
 
 def _residual(
@@ -262,8 +302,10 @@ def decoder_layer(
 
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
-    keys = random.split_or_none(key, 4)
-    drops = dropouts(keys[3], 2 if memory is None else 3, x, dropout_p=dropout_p)
+    looks = {"self_attention": (x, attend), "cross_attention": (memory, cross_attend)}
+    num = 2 if memory is None else 3
+    keys = _keys(key, params, x, looks, feed_forward, num, dropout_p)
+    drops = dropouts(keys[-1], num, x, dropout_p=dropout_p)
     options = {"norm": norm, "norm_first": norm_first}
 
     def look(params: Params, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The parts of a layer: linear, norms, embedding, feed-forward, dropout.
+"""The parts of a layer: linear, norms, embedding, feed-forward.
 
     linear        x Wᵀ + b
     layer_norm    (x - mean) / √(var + eps) · weight + bias
@@ -9,9 +9,8 @@ All act on the last axis; any axes before it are carried along.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float, Integer
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinyfn import _checks, _kernels, _levels, initializers, random
+from tinyfn._dropout import Drawn, dropout
 from tinyfn.types import Activation, Initializer, Key, Params
 
 
@@ -448,7 +448,7 @@ def init_feed_forward(key: Key, num_features: int, dim_feedforward: int, **optio
 def feed_forward(
     params: Params,
     x: Float[Tensor, "... features"],
-    key: Key | None = None,
+    key: Key | Drawn | None = None,
     *,
     activation: Activation = torch.relu,
     dropout_p: float = 0.0,
@@ -508,7 +508,7 @@ def init_gated_feed_forward(
 def gated_feed_forward(
     params: Params,
     x: Float[Tensor, "... features"],
-    key: Key | None = None,
+    key: Key | Drawn | None = None,
     *,
     activation: Activation = F.silu,
     dropout_p: float = 0.0,
@@ -538,89 +538,3 @@ def gated_feed_forward(
     hidden = gate * linear(_checks.part("gated_feed_forward", params, "up_proj"), x)
     hidden = dropout(hidden, key, dropout_p=dropout_p)
     return linear(_checks.part("gated_feed_forward", params, "down_proj"), hidden)
-
-
-_COARSE = 2**-8, 2**-1  # Between these, 16 bits meet a chance as well as it matters.
-
-
-def dropout(x: Float[Tensor, "..."], key: Key | None, *, dropout_p: float) -> Float[Tensor, "..."]:
-    """Each element zeroed with chance `dropout_p`, the others divided by 1 - dropout_p.
-
-    Args:
-        x: Any shape.
-        key: Randomness; the same key drops the same elements. Without it nothing is dropped.
-        dropout_p: Chance that an element is dropped, in [0, 1); met to 2⁻¹⁷ from 2⁻⁸ to ½, and
-            else to 2⁻³².
-
-    Raises:
-        ValueError: `dropout_p` is not in [0, 1).
-        TypeError: `x` is not floating, or `key` not an int64 tensor.
-
-    Example:
-        >>> x = torch.ones(1000)
-        >>> dropout(x, None, dropout_p=0.5) is x
-        True
-        >>> bool((dropout(x, random.key(0), dropout_p=0.5) == 0).sum() in range(400, 600))
-        True
-
-    Reference: Srivastava et al., "Dropout", 2014.
-    """
-    (drop,) = dropouts(key, 1, x, dropout_p=dropout_p)
-    return drop(x)
-
-
-Drop: TypeAlias = Callable[[Tensor], Tensor]
-
-
-def dropouts(
-    key: Key | None, num: int, like: Float[Tensor, "..."], *, dropout_p: float
-) -> list[Drop]:
-    """Several dropouts for tensors of one shape, of one draw: where those are small, it is quicker.
-
-    Args:
-        key: Randomness; without it each gives what it is given.
-        num: How many.
-        like: A tensor of the shape, dtype and device of those of which elements will be dropped.
-        dropout_p: As in `dropout`.
-
-    Raises:
-        ValueError: As `dropout`.
-        TypeError: As `dropout`.
-
-    Example:
-        >>> x = torch.ones(1000)
-        >>> first, second = dropouts(random.key(0), 2, x, dropout_p=0.5)
-        >>> bool((first(x) != second(x)).any())
-        True
-    """
-    _checks.probability("dropout", "dropout_p", dropout_p)
-    if key is None or dropout_p == 0.0:
-        return [_kept] * num
-    _checks.floating("dropout", "x", like)
-    # Behind the first axis, so that a longer batch begins with the draws of a shorter one.
-    batch, rest = like.shape[:1], like.shape[1:]
-    shape = (*batch, num, *rest)
-    with _levels.below(key):
-        if _COARSE[0] <= dropout_p <= _COARSE[1]:
-            drawn = random.bits(key, shape, dtype=torch.int16, device=like.device)
-            if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64):
-                drawn = drawn.to(like.dtype)
-        else:
-            drawn = random.bernoulli(key, dropout_p, shape, device=like.device)
-        return [partial(_dropped, dropout_p, one) for one in drawn.unbind(len(batch))]
-
-
-def _kept(x: Tensor) -> Tensor:
-    return x
-
-
-def _dropped(dropout_p: float, drawn: Tensor, x: Tensor) -> Tensor:
-    scaled = x * (1.0 / (1.0 - dropout_p))
-    if drawn.dtype == torch.bool:
-        return torch.where(drawn, 0.0, scaled)
-    last = round(dropout_p * 2**16) - 2**15 - 1
-    if drawn.dtype == x.dtype:
-        # The same choice in a third of the time: zero where the second is at most the third. It
-        # keeps the second for the derivative, as F.dropout does, where the other keeps bools.
-        return torch.ops.aten.threshold_backward(scaled, drawn, last)
-    return torch.where(drawn <= last, 0.0, scaled)

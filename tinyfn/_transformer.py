@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tinyfn import _checks, masks, positions, random, transforms
 from tinyfn._attend import attend_weights, dot_product_attention
+from tinyfn._dropout import dropout
 from tinyfn._layers import decoder_layer, encoder_layer, init_decoder_layer, init_encoder_layer
 from tinyfn._primitives import (
-    dropout,
     init_embedding,
     init_layer_norm,
     init_linear,

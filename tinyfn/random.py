@@ -13,7 +13,7 @@ from statistics import NormalDist
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64, Integer, Shaped
+from jaxtyping import Bool, Float, Int16, Int64, Integer, Shaped
 from torch import Tensor
 
 from tinyfn import _checks, _levels
@@ -47,6 +47,7 @@ _TENSORS = {
 }
 _FEW = 16  # Up to as many keys are mixed sooner as Python's numbers.
 _GAMMA, _GAMMA_INVERSE = _signed(0x9E3779B97F4A7C15), _signed(pow(0x9E3779B97F4A7C15, -1, 2**64))
+_MULTIPLES = torch.arange(1, 2**15 + 1, device="cpu") * _GAMMA  # Read sooner than computed.
 # What a key is xored with, one for each use: digits of π.
 _WORDS, _SPLIT, _FOLD = 0x243F6A8885A308D3, 0x13198A2E03707344, _signed(0xA4093822299F31D0)
 _PARTS = {torch.int64: 1, torch.int32: 2, torch.int16: 4}  # How many a word has.
@@ -234,6 +235,41 @@ def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Dev
         if torch.compiler.is_compiling() or size % parts:  # no view costs nothing
             words = words.narrow(0, 0, size)
         return words.view(tuple(shape))
+
+
+def bits_of_split(key: Key, sizes: Sequence[int]) -> Int16[Tensor, " num"] | None:
+    """Int16 `bits` of each key of `split(key, len(sizes))`, behind each other, in one mixing.
+
+    None where that is not possible or does not pay. Each run starts at a multiple of 4.
+
+    Args:
+        key: Randomness.
+        sizes: How many for each.
+
+    Raises:
+        TypeError: `key` is not an int64 tensor.
+        ValueError: `key` is not a scalar.
+
+    Example:
+        >>> both = bits_of_split(key(0), [2, 100])
+        >>> second = bits(split(key(0))[1], (100,), dtype=torch.int16)
+        >>> both is not None and torch.equal(both[4:], second)
+        True
+    """
+    _check_key("random.split", key)
+    if not _levels.constant(key) or key.device.type != "cpu":
+        return None
+    nums = [(size + 3) // 4 for size in sizes]
+    total = sum(nums)
+    if total > _MULTIPLES.shape[0]:
+        return None
+    sums = _MULTIPLES.narrow(0, 0, total).clone()
+    parent, before = int(key) ^ _SPLIT, 0
+    for step, (num, run) in enumerate(zip(nums, sums.split_with_sizes(nums), strict=True), 1):
+        start = _mixed_number(parent + step * _GAMMA, _MURMUR) ^ _WORDS
+        run.add_(_signed(start - before * _GAMMA))
+        before += num
+    return _mixed(sums, _TENSORS[_SPLITMIX], in_place=True).view(torch.int16)
 
 
 def _viewed(x: Tensor) -> bool:
@@ -483,17 +519,19 @@ def _check_dtype(function: str, dtype: torch.dtype | None) -> torch.dtype:
 
 def _sequence(key: Key, use: int, num: int, mix: Mix) -> Int64[Tensor, " num"]:
     """The mixed sums start + γ, start + 2γ, ... modulo 2⁶⁴, where the key and its use start."""
-    constant = _levels.constant(key)  # not for a compiler, to which `num` may be open
-    number = _levels.value(key) if constant and num <= _FEW else None
-    if number is not None:
-        sums = ((number ^ use) + step * _GAMMA for step in range(1, num + 1))
-        words = [_mixed_number(z, mix) for z in sums]
-        return torch.tensor(words, dtype=torch.int64, device="cpu")
-    counter = torch.arange(1, num + 1, device=key.device)
-    if constant:
-        torch.add(key ^ use, counter, alpha=_GAMMA, out=counter)
-        return _mixed(counter, _TENSORS[mix], in_place=True)
-    return _mixed(_sums(key ^ use, counter), mix)
+    if not _levels.constant(key):  # as to a compiler, to which `num` may be open
+        counter = torch.arange(1, num + 1, device=key.device)
+        return _mixed(_sums(key ^ use, counter), mix)
+    if key.device.type == "cpu" and num <= _MULTIPLES.shape[0]:
+        start = int(key) ^ use
+        if num <= _FEW:
+            words = [_mixed_number(start + step * _GAMMA, mix) for step in range(1, num + 1)]
+            return torch.tensor(words, dtype=torch.int64, device="cpu")
+        sums = _MULTIPLES.narrow(0, 0, num) + start
+    else:
+        counter = torch.arange(1, num + 1, device=key.device)
+        sums = torch.add(key ^ use, counter, alpha=_GAMMA, out=counter)
+    return _mixed(sums, _TENSORS[mix], in_place=True)
 
 
 def _mixed_number(z: int, mix: Mix) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinyfn._primitives import dropout, layer_norm
+from tinyfn._dropout import dropout
+from tinyfn._primitives import layer_norm
 from tinyfn.interop import _options
 from tinyfn.interop._tables import Counterpart, Line, bare, parts
 from tinyfn.interop._texts import classify_text, classify_tokens, encode_text, predict_masked

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tinyfn import _checks, positions, random
+from tinyfn._dropout import dropout
 from tinyfn._encoder_model import first_pool
-from tinyfn._primitives import dropout, embedding, layer_norm, linear
+from tinyfn._primitives import embedding, layer_norm, linear
 from tinyfn._transformer import encoder
 from tinyfn.types import Activation, Key, Norm, Params
 
