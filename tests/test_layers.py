@@ -133,9 +133,14 @@ def test_dropout_is_a_function_of_the_key(layer):
     assert torch.equal(dropped(None), dropped(keys[0], 0.0))
 
 
-def plain(attend):
-    """The same function, of which a layer does not know what it draws."""
-    return lambda *args, **options: attend(*args, **options)
+def foreign(f):
+    """The same function, of which a layer does not know what it draws, and so gives it a key."""
+
+    def called(*args, **options):
+        assert not any(isinstance(x, _dropout.Drawn) for x in args)
+        return f(*args, **options)
+
+    return called
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -148,7 +153,7 @@ def test_a_layer_that_draws_at_once_drops_what_its_parts_would(part, shape, dtyp
     options = {"key": random.key(1), "dropout_p": 0.3, "feed_forward": tinyfn.feed_forward}
     options |= dict.fromkeys(("attend", "cross_attend"), tinyfn.dot_product_attention)
     if part in options:
-        options[part] = plain(options[part])
+        options[part] = foreign(options[part])
     asked = []
     bits_of_split = random.bits_of_split
 
