@@ -173,7 +173,9 @@ def test_a_layer_that_draws_at_once_drops_what_its_parts_would(part, shape, dtyp
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_drawn_at_once_is_for_the_tensors_that_it_was_drawn_for():
     x, key = torch.ones(5, 4), random.key(0)
-    drawn, last = _dropout.keys_or_drawn(key, [(1, x.shape), (2, x.shape)], x, dropout_p=0.3)
+    drawn, last = _dropout.keys_or_drawn(
+        key, 2, lambda: [(1, x.shape), (2, x.shape)], x, dropout_p=0.3
+    )
     first, second = random.split(key)
     for shape, p in (((5, 4), 0.3), ((4, 5), 0.3), ((5, 4), 0.6), ((5, 4), 2**-9)):
         y = torch.ones(shape)
@@ -188,8 +190,8 @@ def test_what_is_drawn_at_once_is_for_the_tensors_that_it_was_drawn_for():
 
 def test_a_large_layer_draws_for_each_part():
     key = random.key(0)
-    assert random.bits_of_split(key, [2**16, 2**16]) is not None
-    assert random.bits_of_split(key, [2**16, 2**16 + 1]) is None
+    assert random.bits_of_split(key, [2**17, [2**17]]) is not None
+    assert random.bits_of_split(key, [2**17, [2**17 + 1]]) is None
     assert torch.vmap(lambda k: torch.zeros(()) + (random.bits_of_split(k, [1]) is None))(key[None])
 
 

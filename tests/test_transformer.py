@@ -162,6 +162,40 @@ def test_weights_with_an_attend_that_has_params():
     )
 
 
+def not_at_once(key, sizes):
+    """As if there were no drawing at once."""
+
+
+@pytest.mark.parametrize("position", [None, positions.add_sinusoidal])
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_a_stack_that_draws_at_once_drops_what_its_layers_would(stack, position, monkeypatch):
+    params = getattr(tinyfn, f"init_{stack}")(random.key(0), 6, 2, 5, num_layers=3, dtype=F64)
+    x = random.normal(random.key(1), (2, 3, 6), dtype=F64)
+    tensors = (x,) if stack == "encoder" else (x, x[:, :2])
+    key, options = random.key(2), {"position": position, "dropout_p": 0.3}
+    f, asked, bits_of_split = getattr(tinyfn, stack), [], random.bits_of_split
+
+    def noted(key, sizes):
+        asked.append(bits_of_split(key, sizes))
+        return asked[-1]
+
+    monkeypatch.setattr(random, "bits_of_split", noted)
+    at_once = f(params, *tensors, key=key, **options)
+    assert len(asked) == 1
+    assert asked[0] is not None
+    again = f(params, *tensors, key=key, remat=True, **options)
+    assert len(asked) == 4
+    assert torch.equal(at_once, again)
+    monkeypatch.setattr(random, "bits_of_split", not_at_once)
+    assert torch.equal(at_once, f(params, *tensors, key=key, **options))
+    position_key, *keys = random.split(key, 4)
+    y = x if position is None else tinyfn.dropout(position({}, x), position_key, dropout_p=0.3)
+    layer = getattr(tinyfn, f"{stack}_layer")
+    for layer_params, layer_key in zip(params["layers"], keys, strict=True):
+        y = layer(layer_params, y, *tensors[1:], key=layer_key, dropout_p=0.3)
+    assert torch.equal(at_once, y)
+
+
 def test_dropout_of_the_whole_is_a_function_of_the_key():
     params = tinyfn.init_transformer(random.key(0), 4, 2, 3, 1, 1, dtype=F64)
     src, tgt = x_of(3, 4), x_of(2, 4, seed=1)

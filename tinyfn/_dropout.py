@@ -5,8 +5,8 @@ as what it decides about, and `keys_or_drawn` makes one for all: the numbers sta
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -127,21 +127,21 @@ def _dropped(dropout_p: float, drawn: Tensor, x: Tensor) -> Tensor:
     return torch.where(drawn <= last, 0.0, scaled)
 
 
-Shape: TypeAlias = Sequence[int]
-Part: TypeAlias = tuple[int, Shape] | None
+Part: TypeAlias = "tuple[int, Sequence[int]] | list[Part] | None"
+"""What a key is for: so many dropouts of a shape, more keys for more, or what is not known."""
 
 
 class Drawn:
-    """What stands in a key's place where its dropouts have been drawn."""
+    """What stands in a key's place where its dropouts, or its children's, have been drawn."""
 
     def __init__(
-        self, split: Callable[[], Sequence[Any]], at: int, part: tuple[int, Shape], run: Tensor
+        self,
+        find: Callable[[], Key],
+        drawn: Sequence[Tensor],
+        shape: Sequence[int],
+        children: tuple[Any, ...] = (),
     ) -> None:
-        num, shape = part
-        size = num * math.prod(shape)
-        run = run if run.shape[0] == size else run.narrow(0, 0, size)
-        self._drawn = (run.view(shape),) if num == 1 else _apart(run, num, shape)
-        self._shape, self._split, self._at = shape, split, at
+        self.children, self._find, self._drawn, self._shape = children, find, drawn, shape
 
     def drops(self, num: int, like: Tensor, dropout_p: float) -> list[Drop] | None:
         """The dropouts, unless others are asked for than were drawn."""
@@ -154,42 +154,90 @@ class Drawn:
     @property
     def key(self) -> Key:
         """The key itself."""
-        return self._split()[self._at]
+        return self._find()
 
 
 def keys_or_drawn(
-    key: Key | None, parts: Sequence[Part], like: Float[Tensor, "..."], *, dropout_p: float
+    key: Key | Drawn | None,
+    num: int,
+    parts: Callable[[], Sequence[Part]],
+    like: Float[Tensor, "..."],
+    *,
+    dropout_p: float,
 ) -> tuple[Any, ...]:
-    """The keys of `random.split_or_none`, or in their places what all of them draw, in one go.
+    """The keys of `random.split_or_none`, or in their places what they draw, all in one go.
 
     Args:
         key: Randomness, or None for none.
-        parts: For each key, how many dropouts of which shape are all that it is for; None where
-            a key is needed, as by a function of somebody else.
+        num: How many.
+        parts: Gives for each key what it is for.
         like: A tensor of the dtype and device of those of which elements will be dropped.
         dropout_p: As in `dropout`.
 
     Example:
         >>> x, key = torch.ones(4, 5), random.key(0)
-        >>> drawn, _ = keys_or_drawn(key, [(1, x.shape), None], x, dropout_p=0.5)
+        >>> drawn, _ = keys_or_drawn(key, 2, lambda: [(1, x.shape), None], x, dropout_p=0.5)
         >>> first, _ = random.split(key)
         >>> torch.equal(dropout(x, drawn, dropout_p=0.5), dropout(x, first, dropout_p=0.5))
         True
     """
     if key is None:
-        return (None,) * len(parts)
+        return (None,) * num
+    if isinstance(key, Drawn):
+        if len(key.children) == num:
+            return key.children
+        key = key.key
     _checks.probability("dropout", "dropout_p", dropout_p)
-    if not any(parts) or not _is_coarse(dropout_p) or not _compares_quickly(like):
-        return random.split_or_none(key, len(parts))
-    sizes = [0 if part is None else part[0] * math.prod(part[1]) for part in parts]
+    if not _is_coarse(dropout_p) or not _compares_quickly(like):
+        return random.split_or_none(key, num)
+    try:
+        known = parts()
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return random.split_or_none(key, num)  # who is given the wrong thing says what is wrong
+    sizes = _sizes(known)
     with _levels.below(key):
         bits = random.bits_of_split(key, sizes)
-        split = partial(random.split_or_none, key, len(parts))
         if bits is None:
-            return split()
-        keys = split() if None in parts else parts
-        runs = bits.to(like.dtype).split_with_sizes([size + -size % 4 for size in sizes])
-        return tuple(
-            keys[at] if part is None else Drawn(split, at, part, run)
-            for at, (part, run) in enumerate(zip(parts, runs, strict=True))
-        )
+            return random.split_or_none(key, num)
+        runs = bits.to(like.dtype).split_with_sizes(list(_run_lengths(sizes)))
+        return _drawn(lambda: key, known, iter(runs))
+
+
+def _sizes(parts: Sequence[Part]) -> list[Any]:
+    return [_sizes(part) if isinstance(part, list) else _size(part) for part in parts]
+
+
+def _size(part: tuple[int, Sequence[int]] | None) -> int:
+    return 0 if part is None else part[0] * math.prod(part[1])
+
+
+def _run_lengths(sizes: Sequence[Any]) -> Iterator[int]:
+    for size in sizes:
+        if isinstance(size, int):
+            yield size + -size % 4
+        else:
+            yield from _run_lengths(size)
+
+
+def _drawn(
+    parent: Callable[[], Key], parts: Sequence[Part], runs: Iterator[Tensor]
+) -> tuple[Any, ...]:
+    """For each part what stands in its key's place, or the key."""
+    split = cache(lambda: random.split_or_none(parent(), len(parts)))
+    return tuple(_stand_in(partial(_found, split, at), part, runs) for at, part in enumerate(parts))
+
+
+def _found(split: Callable[[], Sequence[Any]], at: int) -> Key:
+    return split()[at]
+
+
+def _stand_in(find: Callable[[], Key], part: Part, runs: Iterator[Tensor]) -> Key | Drawn:
+    if isinstance(part, list):
+        return Drawn(find, (), (), _drawn(find, part, runs))
+    run = next(runs)
+    if part is None:
+        return find()
+    num, shape = part
+    size = _size(part)
+    run = run if run.shape[0] == size else run.narrow(0, 0, size)
+    return Drawn(find, (run.view(shape),) if num == 1 else _apart(run, num, shape), shape)

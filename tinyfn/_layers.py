@@ -7,6 +7,7 @@ A sublayer's result passes through dropout before it is added.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from tinyfn import _checks, masks, random
 from tinyfn._attend import dot_product_attention
 from tinyfn._attention import attention, init_attention
-from tinyfn._dropout import Drop, Part, dropouts, keys_or_drawn
+from tinyfn._dropout import Drawn, Drop, Part, dropouts, keys_or_drawn
 from tinyfn._primitives import (
     feed_forward,
     gated_feed_forward,
@@ -86,7 +87,7 @@ def encoder_layer(
     params: Params,
     x: Float[Tensor, "... seq features"],
     mask: Mask | Bool[Tensor, "..."] | None = None,
-    key: Key | None = None,
+    key: Key | Drawn | None = None,
     *,
     norm: Norm = layer_norm,
     activation: Activation = torch.relu,
@@ -120,8 +121,9 @@ def encoder_layer(
 
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
-    keys = _keys(key, params, x, {"self_attention": (x, attend)}, feed_forward, 2, dropout_p)
-    drops = dropouts(keys[-1], 2, x, dropout_p=dropout_p)
+    draws = partial(encoder_draws, params, x, attend=attend, feed_forward=feed_forward)
+    keys = keys_or_drawn(key, 3, draws, x, dropout_p=dropout_p)
+    drops = dropouts(keys[2], 2, x, dropout_p=dropout_p)
     options = {"norm": norm, "norm_first": norm_first}
 
     def look(params: Params, y: Tensor) -> Tensor:
@@ -134,44 +136,36 @@ def encoder_layer(
     return _residual("encoder_layer", params, "feed_forward", think, x, drops[1], **options)
 
 
-def _keys(
-    key: Key | None,
+def encoder_draws(
     params: Params,
     x: Tensor,
-    looks: dict[str, tuple[Tensor | None, Attend]],
-    feed_forward: FeedForward,
-    num: int,
-    dropout_p: float,
-) -> tuple[Any, ...]:
-    """A key for each attention, one for the feed-forward, and one for what the sublayers give.
+    *,
+    attend: Attend = dot_product_attention,
+    feed_forward: FeedForward = feed_forward,
+    **_: Any,
+) -> list[Part]:
+    """What the keys are for that an encoder layer splits from its own.
 
-    In their places, what functions of ours will draw by them, where that is quicker.
+    Example:
+        >>> params = init_encoder_layer(random.key(0), 8, 2, 16)
+        >>> encoder_draws(params, torch.ones(5, 8))
+        [(1, (2, 5, 5)), (1, (5, 16)), (2, torch.Size([5, 8]))]
     """
-    if key is None:
-        return (None,) * (len(looks) + 2)
-    try:
-        parts = [_looked(params, name, x, *look) for name, look in looks.items()]
-        parts.append(_thought(params, x) if feed_forward in _THINKS else None)
-        parts.append((num, x.shape))
-    except (AttributeError, IndexError, KeyError, TypeError):
-        parts = [None] * (len(looks) + 2)  # who is given the wrong thing says what is wrong
-    return keys_or_drawn(key, parts, x, dropout_p=dropout_p)
+    looks = _looks(params, "self_attention", x, x, attend)
+    return [looks, _thinks(params, x, feed_forward), (2, x.shape)]
 
 
-def _looked(params: Params, name: str, x: Tensor, y: Tensor | None, attend: Attend) -> Part:
-    if y is None:
-        return 0, ()
+def _looks(params: Params, name: str, x: Tensor, y: Tensor, attend: Attend) -> Part:
     if attend is not dot_product_attention or "attend" in params[name]:
         return None
     heads = params[name]["q_proj"]["weight"].shape[0]
     return 1, (*x.shape[:-2], heads, x.shape[-2], y.shape[-2])
 
 
-def _thought(params: Params, x: Tensor) -> Part:
+def _thinks(params: Params, x: Tensor, function: FeedForward) -> Part:
+    if function not in (feed_forward, gated_feed_forward):
+        return None
     return 1, (*x.shape[:-1], params["feed_forward"]["up_proj"]["weight"].shape[0])
-
-
-_THINKS = feed_forward, gated_feed_forward
 
 
 def _residual(
@@ -262,7 +256,7 @@ def decoder_layer(
     memory: Float[Tensor, "... memory_seq memory_features"] | None = None,
     self_mask: Mask | Bool[Tensor, "..."] | None = masks.causal(),
     cross_mask: Mask | Bool[Tensor, "..."] | None = None,
-    key: Key | None = None,
+    key: Key | Drawn | None = None,
     *,
     norm: Norm = layer_norm,
     activation: Activation = torch.relu,
@@ -302,10 +296,10 @@ def decoder_layer(
 
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
-    looks = {"self_attention": (x, attend), "cross_attention": (memory, cross_attend)}
-    num = 2 if memory is None else 3
-    keys = _keys(key, params, x, looks, feed_forward, num, dropout_p)
-    drops = dropouts(keys[-1], num, x, dropout_p=dropout_p)
+    parts = {"attend": attend, "cross_attend": cross_attend, "feed_forward": feed_forward}
+    draws = partial(decoder_draws, params, x, memory, **parts)
+    keys = keys_or_drawn(key, 4, draws, x, dropout_p=dropout_p)
+    drops = dropouts(keys[3], 2 if memory is None else 3, x, dropout_p=dropout_p)
     options = {"norm": norm, "norm_first": norm_first}
 
     def look(params: Params, y: Tensor) -> Tensor:
@@ -323,3 +317,26 @@ def decoder_layer(
 
         x = _residual("decoder_layer", params, "cross_attention", read, x, drops[1], **options)
     return _residual("decoder_layer", params, "feed_forward", think, x, drops[-1], **options)
+
+
+def decoder_draws(
+    params: Params,
+    x: Tensor,
+    memory: Tensor | None,
+    *,
+    attend: Attend = dot_product_attention,
+    cross_attend: Attend = dot_product_attention,
+    feed_forward: FeedForward = feed_forward,
+    **_: Any,
+) -> list[Part]:
+    """What the keys are for that a decoder layer splits from its own.
+
+    Example:
+        >>> params = init_decoder_layer(random.key(0), 8, 2, 16)
+        >>> decoder_draws(params, torch.ones(5, 8), torch.ones(3, 8))
+        [(1, (2, 5, 5)), (1, (2, 5, 3)), (1, (5, 16)), (3, torch.Size([5, 8]))]
+    """
+    looks, reads, num = _looks(params, "self_attention", x, x, attend), (0, ()), 2
+    if memory is not None:
+        reads, num = _looks(params, "cross_attention", x, memory, cross_attend), 3
+    return [looks, reads, _thinks(params, x, feed_forward), (num, x.shape)]

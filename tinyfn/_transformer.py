@@ -17,8 +17,15 @@ from torch import Tensor
 
 from tinyfn import _checks, masks, positions, random, transforms
 from tinyfn._attend import attend_weights, dot_product_attention
-from tinyfn._dropout import dropout
-from tinyfn._layers import decoder_layer, encoder_layer, init_decoder_layer, init_encoder_layer
+from tinyfn._dropout import Part, dropout, keys_or_drawn
+from tinyfn._layers import (
+    decoder_draws,
+    decoder_layer,
+    encoder_draws,
+    encoder_layer,
+    init_decoder_layer,
+    init_encoder_layer,
+)
 from tinyfn._primitives import (
     init_embedding,
     init_layer_norm,
@@ -185,9 +192,11 @@ def encoder(
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
     layers = layers_of("encoder", params)
-    position_key, *keys = random.split_or_none(key, len(layers) + 1)
+    position_key = _position_key(key, layers, position)
     x = enter("encoder", params, x, position_key, position, embed, dropout_p)
     mask = _built(mask, x, x)
+    draws = None if remat else partial(encoder_draws, x=x, **layer)
+    keys = _layer_keys(key, layers, draws, x, dropout_p)
     run = partial(encoder_layer, norm=norm, dropout_p=dropout_p, **layer)
     run = transforms.remat(run) if remat else run
     for layer_params, layer_key in zip(layers, keys, strict=True):
@@ -239,14 +248,39 @@ def decoder(
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
     layers = layers_of("decoder", params)
-    position_key, *keys = random.split_or_none(key, len(layers) + 1)
+    position_key = _position_key(key, layers, position)
     x = enter("decoder", params, x, position_key, position, embed, dropout_p)
     self_mask, cross_mask = _built(self_mask, x, x), _built(cross_mask, x, memory)
+    draws = None if remat else partial(decoder_draws, x=x, memory=memory, **layer)
+    keys = _layer_keys(key, layers, draws, x, dropout_p)
     run = partial(decoder_layer, norm=norm, dropout_p=dropout_p, **layer)
     run = transforms.remat(run) if remat else run
     for layer_params, layer_key in zip(layers, keys, strict=True):
         x = run(layer_params, x, memory, self_mask, cross_mask, layer_key)
     return norm(params["final_norm"], x) if "final_norm" in params else x
+
+
+def _position_key(key: Key | None, layers: list[Params], position: Position | None) -> Key | None:
+    """The first of a stack's keys; the others are its layers'."""
+    return None if key is None or position is None else random.split(key, len(layers) + 1)[0]
+
+
+def _layer_keys(
+    key: Key | None,
+    layers: list[Params],
+    draws: Callable[[Params], list[Part]] | None,
+    x: Tensor,
+    dropout_p: float,
+) -> tuple[Any, ...]:
+    """What the layers draw in place of their keys, or those, where they draw twice as in remat."""
+    num = len(layers) + 1
+    if draws is None:
+        return random.split_or_none(key, num)[1:]
+
+    def parts() -> list[Part]:
+        return [(0, ()), *map(draws, layers)]
+
+    return keys_or_drawn(key, num, parts, x, dropout_p=dropout_p)[1:]
 
 
 def layers_of(function: str, params: Params, maker: str | None = None) -> list[Params]:

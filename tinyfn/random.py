@@ -8,9 +8,9 @@ generators.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int16, Int64, Integer, Shaped
@@ -47,7 +47,7 @@ _TENSORS = {
 }
 _FEW = 16  # Up to as many keys are mixed sooner as Python's numbers.
 _GAMMA, _GAMMA_INVERSE = _signed(0x9E3779B97F4A7C15), _signed(pow(0x9E3779B97F4A7C15, -1, 2**64))
-_MULTIPLES = torch.arange(1, 2**15 + 1, device="cpu") * _GAMMA  # Read sooner than computed.
+_MULTIPLES = torch.arange(1, 2**16 + 1, device="cpu") * _GAMMA  # Read sooner than computed.
 # What a key is xored with, one for each use: digits of π.
 _WORDS, _SPLIT, _FOLD = 0x243F6A8885A308D3, 0x13198A2E03707344, _signed(0xA4093822299F31D0)
 _PARTS = {torch.int64: 1, torch.int32: 2, torch.int16: 4}  # How many a word has.
@@ -237,39 +237,49 @@ def _bits(function: str, key: Key, shape: Shape, dtype: torch.dtype, device: Dev
         return words.view(tuple(shape))
 
 
-def bits_of_split(key: Key, sizes: Sequence[int]) -> Int16[Tensor, " num"] | None:
+Sizes: TypeAlias = Sequence["int | Sizes"]
+
+
+def bits_of_split(key: Key, sizes: Sizes) -> Int16[Tensor, " num"] | None:
     """Int16 `bits` of each key of `split(key, len(sizes))`, behind each other, in one mixing.
 
     None where that is not possible or does not pay. Each run starts at a multiple of 4.
 
     Args:
         key: Randomness.
-        sizes: How many for each.
+        sizes: How many for each, or the same again for a key that is split further.
 
     Raises:
         TypeError: `key` is not an int64 tensor.
         ValueError: `key` is not a scalar.
 
     Example:
-        >>> both = bits_of_split(key(0), [2, 100])
-        >>> second = bits(split(key(0))[1], (100,), dtype=torch.int16)
-        >>> both is not None and torch.equal(both[4:], second)
+        >>> both = bits_of_split(key(0), [2, [100]])
+        >>> second, = split(split(key(0))[1], 1)
+        >>> both is not None and torch.equal(both[4:], bits(second, (100,), dtype=torch.int16))
         True
     """
     _check_key("random.split", key)
     if not _levels.constant(key) or key.device.type != "cpu":
         return None
-    nums = [(size + 3) // 4 for size in sizes]
-    total = sum(nums)
-    if total > _MULTIPLES.shape[0]:
+    starts, nums = zip(*_runs(int(key), sizes), strict=True)
+    if sum(nums) > _MULTIPLES.shape[0]:
         return None
-    sums = _MULTIPLES.narrow(0, 0, total).clone()
-    parent, before = int(key) ^ _SPLIT, 0
-    for step, (num, run) in enumerate(zip(nums, sums.split_with_sizes(nums), strict=True), 1):
-        start = _mixed_number(parent + step * _GAMMA, _MURMUR) ^ _WORDS
+    sums, before = _MULTIPLES.narrow(0, 0, sum(nums)).clone(), 0
+    for start, num, run in zip(starts, nums, sums.split_with_sizes(nums), strict=True):
         run.add_(_signed(start - before * _GAMMA))
         before += num
     return _mixed(sums, _TENSORS[_SPLITMIX], in_place=True).view(torch.int16)
+
+
+def _runs(parent: int, sizes: Sizes) -> Iterator[tuple[int, int]]:
+    """Where the words of each key start, and how many there are."""
+    for step, size in enumerate(sizes, 1):
+        child = _mixed_number((parent ^ _SPLIT) + step * _GAMMA, _MURMUR)
+        if isinstance(size, int):
+            yield child ^ _WORDS, (size + 3) // 4
+        else:
+            yield from _runs(child, size)
 
 
 def _viewed(x: Tensor) -> bool:
