@@ -1,6 +1,7 @@
 """What do a forward and a gradient step cost, as a multiple of nn.Transformer's?
 
 Encoder and decoder of 512 features with a causal target mask, and dropout 0.1 in the gradient step.
+TinyTransformer adds positions, a linear layer and a softmax: a candidate adds them to torch's too.
 A size is batch x positions, then layers, heads and hidden features (3x2x1024 if left out). Peers
 that are not installed are left out.
 
@@ -17,7 +18,7 @@ from measuring import Calls, Questions, run
 from torch import Tensor, nn
 
 import tinyfn
-from tinyfn import interop, masks, random, transforms, tree
+from tinyfn import interop, masks, positions, random, transforms, tree
 
 FEATURES, DROPOUT_P = 512, 0.1
 
@@ -39,7 +40,9 @@ def candidates(
     modules["TinyTransformer"] = tinyfn.TinyTransformer(
         layers, layers, FEATURES, heads, hidden, DROPOUT_P
     )
-    calls["TinyTransformer"] = lambda module: module(src, tgt)
+    whole = "nn.Transformer with positions, linear and softmax"
+    modules[whole] = WholeModel(copy.deepcopy(module), src.shape[1], tgt.shape[1])
+    calls[whole] = calls["TinyTransformer"] = lambda module: module(src, tgt)
     key = random.key(0)
 
     def pure(params: Any, key: Tensor | None = None) -> Tensor:
@@ -107,6 +110,21 @@ def candidates(
 def _causal(seq: int) -> dict[str, Any]:
     mask = nn.Transformer.generate_square_subsequent_mask(seq)
     return {"tgt_mask": mask, "tgt_is_causal": True}
+
+
+class WholeModel(nn.Module):
+    """What TinyTransformer computes, around an nn.Transformer."""
+
+    def __init__(self, transformer: nn.Module, *lengths: int) -> None:
+        super().__init__()
+        self.transformer, self.dropout = transformer, nn.Dropout(DROPOUT_P)
+        self.linear = nn.Linear(FEATURES, FEATURES)
+        self.table = nn.Buffer(positions.sinusoidal(max(lengths), FEATURES))
+
+    def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
+        """As of TinyTransformer."""
+        src, tgt = (self.dropout(x + self.table[: x.shape[1]]) for x in (src, tgt))
+        return self.linear(self.transformer(src, tgt, **_causal(tgt.shape[1]))).softmax(-1)
 
 
 def torch_peers(

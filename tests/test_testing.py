@@ -448,6 +448,15 @@ def test_pure_catches_a_buffer_that_is_used_again() -> None:
     assert "remembers something in buffer" in _failure(testing.check_pure, f, torch.ones(3))
 
 
+def _remembers_while_it_runs(x: Tensor) -> Tensor:
+    double = functools.cache(lambda: 2.0 * x)
+    return double() + double()
+
+
+def test_pure_passes_a_cache_of_one_call() -> None:
+    testing.check_pure(_remembers_while_it_runs, torch.ones(3))
+
+
 def test_pure_passes_what_is_pure_and_leaves_no_trace() -> None:
     state = torch.get_rng_state()
     params = tinyfn.init_attention(random.key(0), 4, 2)

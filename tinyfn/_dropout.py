@@ -6,7 +6,7 @@ as what it decides about, and `keys_or_drawn` makes one for all: the numbers sta
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -219,16 +219,27 @@ def _run_lengths(sizes: Sequence[Any]) -> Iterator[int]:
             yield from _run_lengths(size)
 
 
+class _Family:
+    """The keys that one is split into, found when somebody asks for one."""
+
+    def __init__(self, parent: Callable[[], Key], num: int) -> None:
+        self._parent, self._num = parent, num
+
+    def __getitem__(self, at: int) -> Key:
+        return self._keys[at]
+
+    @cached_property
+    def _keys(self) -> tuple[Any, ...]:
+        return random.split_or_none(self._parent(), self._num)
+
+
 def _drawn(
     parent: Callable[[], Key], parts: Sequence[Part], runs: Iterator[Tensor]
 ) -> tuple[Any, ...]:
     """For each part what stands in its key's place, or the key."""
-    split = cache(lambda: random.split_or_none(parent(), len(parts)))
-    return tuple(_stand_in(partial(_found, split, at), part, runs) for at, part in enumerate(parts))
-
-
-def _found(split: Callable[[], Sequence[Any]], at: int) -> Key:
-    return split()[at]
+    family = _Family(parent, len(parts))
+    finds = (partial(family.__getitem__, at) for at in range(len(parts)))
+    return tuple(_stand_in(find, part, runs) for find, part in zip(finds, parts, strict=True))
 
 
 def _stand_in(find: Callable[[], Key], part: Part, runs: Iterator[Tensor]) -> Key | Drawn:

@@ -169,8 +169,10 @@ def layer_norm(
     live = _levels.live(x, *params)
     if live is _levels.Derivatives.NONE:
         return _layer_norm(eps, x, *params)[0]
+    if live is _levels.Derivatives.ANY:
+        return formula(eps, x, *params)
     transformed = _levels.transformed()
-    if live is _levels.Derivatives.ANY or (transformed and x.numel() < _LEAST_ELEMENTS):
+    if transformed and x.numel() < _LEAST_ELEMENTS:
         return formula(eps, x, *params)
     make = partial(_layer_norm_kernel, formula, eps, 1 + len(params))
     if not transformed and not _levels.saved_by_hooks():

@@ -238,7 +238,7 @@ def _remembered(f: Callable[..., Any]) -> dict[str, Any]:
         if isinstance(value, functools.partial):
             visit(name, value.func)
             found[f"{name}'s bound arguments"] = _state([*value.args, *value.keywords.values()], 2)
-        elif hasattr(value, "cache_info"):
+        elif hasattr(value, "cache_info") and not isinstance(value, type):
             found[name] = value.cache_info()
         elif isinstance(value, types.MethodType):
             visit(name, value.__func__)
