@@ -9,8 +9,9 @@ Offset = int | Integer[Tensor, "..."]
 
 def counted(seq: int, offset: Offset, device: torch.device | str | None) -> Tensor:
     """The positions from an offset on, (... seq)."""
-    first = offset.unsqueeze(-1) if isinstance(offset, Tensor) else offset
-    return torch.arange(seq, device=device) + first
+    if not isinstance(offset, Tensor):
+        return torch.arange(offset, offset + seq, device=device)
+    return torch.arange(seq, device=device) + offset.unsqueeze(-1)
 
 
 def exact_dtype(device: torch.device | str | None) -> torch.dtype:
