@@ -316,7 +316,7 @@ def extend(
         x = embed(params["embedding"], x)
     before = cache.position
     join = None if position is None else partial(position, offset=before)
-    x = enter(name, stack, x, None, join, embed, 0.0)
+    x = enter(name, stack, x, join, embed)
     place = _Place.of(cache, capacity, seq, lengths, self_mask, known)
     look_back = positions.over_kept(attend, before, place.kv_at)
     if cache.memory_k:

@@ -192,11 +192,11 @@ def encoder(
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
     layers = layers_of("encoder", params)
-    position_key = _position_key(key, layers, position)
-    x = enter("encoder", params, x, position_key, position, embed, dropout_p)
+    x = enter("encoder", params, x, position, embed)
     mask = _built(mask, x, x)
     draws = None if remat else partial(encoder_draws, x=x, **layer)
-    keys = _layer_keys(key, layers, draws, x, dropout_p)
+    position_key, *keys = _keys(key, layers, draws, x, position, dropout_p)
+    x = x if position is None else dropout(x, position_key, dropout_p=dropout_p)
     run = partial(encoder_layer, norm=norm, dropout_p=dropout_p, **layer)
     run = transforms.remat(run) if remat else run
     for layer_params, layer_key in zip(layers, keys, strict=True):
@@ -248,11 +248,11 @@ def decoder(
     Reference: Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762.
     """
     layers = layers_of("decoder", params)
-    position_key = _position_key(key, layers, position)
-    x = enter("decoder", params, x, position_key, position, embed, dropout_p)
+    x = enter("decoder", params, x, position, embed)
     self_mask, cross_mask = _built(self_mask, x, x), _built(cross_mask, x, memory)
     draws = None if remat else partial(decoder_draws, x=x, memory=memory, **layer)
-    keys = _layer_keys(key, layers, draws, x, dropout_p)
+    position_key, *keys = _keys(key, layers, draws, x, position, dropout_p)
+    x = x if position is None else dropout(x, position_key, dropout_p=dropout_p)
     run = partial(decoder_layer, norm=norm, dropout_p=dropout_p, **layer)
     run = transforms.remat(run) if remat else run
     for layer_params, layer_key in zip(layers, keys, strict=True):
@@ -260,27 +260,26 @@ def decoder(
     return norm(params["final_norm"], x) if "final_norm" in params else x
 
 
-def _position_key(key: Key | None, layers: list[Params], position: Position | None) -> Key | None:
-    """The first of a stack's keys; the others are its layers'."""
-    return None if key is None or position is None else random.split(key, len(layers) + 1)[0]
-
-
-def _layer_keys(
+def _keys(
     key: Key | None,
     layers: list[Params],
     draws: Callable[[Params], list[Part]] | None,
     x: Tensor,
+    position: Position | None,
     dropout_p: float,
 ) -> tuple[Any, ...]:
-    """What the layers draw in place of their keys, or those, where they draw twice as in remat."""
+    """For the dropout that follows the positions, and for each layer: keys, or what those draw.
+
+    Without `draws` they are keys, as for layers that draw a second time.
+    """
     num = len(layers) + 1
     if draws is None:
-        return random.split_or_none(key, num)[1:]
+        return random.split_or_none(key, num)
 
     def parts() -> list[Part]:
-        return [(0, ()), *map(draws, layers)]
+        return [(0 if position is None else 1, x.shape), *map(draws, layers)]
 
-    return keys_or_drawn(key, num, parts, x, dropout_p=dropout_p)[1:]
+    return keys_or_drawn(key, num, parts, x, dropout_p=dropout_p)
 
 
 def layers_of(function: str, params: Params, maker: str | None = None) -> list[Params]:
@@ -305,15 +304,13 @@ def enter(
     function: str,
     params: Params,
     x: Tensor,
-    key: Key | None,
     position: Position | None,
     embed: Embed,
-    dropout_p: float,
 ) -> Tensor:
     """Features of token ids, and their positions: what goes into a stack's first layer.
 
     Example:
-        >>> enter("encoder", {}, torch.ones(2, 3), None, None, scaled_embedding, 0.0).shape
+        >>> enter("encoder", {}, torch.ones(2, 3), None, scaled_embedding).shape
         torch.Size([2, 3])
     """
     if not isinstance(x, Tensor):
@@ -322,9 +319,7 @@ def enter(
         raise _checks.fail(TypeError, function, "x", requirement, _checks.kind_of(x), remedy)
     if not x.is_floating_point():
         x = embed(_checks.part(function, params, "embedding"), x)
-    if position is None:
-        return x
-    return dropout(position(params.get("position", {}), x), key, dropout_p=dropout_p)
+    return x if position is None else position(params.get("position", {}), x)
 
 
 def _built(mask: Mask | Tensor | None, x: Tensor, read: Tensor | None) -> Mask | Tensor | None:
