@@ -134,6 +134,11 @@ CASES = {
         LINEAR,
         (numbers(3, 40, 6),),
     ),
+    "written_over": (
+        lambda p, x: F.linear(x, p["weight"], p["bias"]).relu_().sin().sum(),
+        LINEAR,
+        (numbers(3, 2, 6),),
+    ),
     "a_penalty": (
         lambda p, x: weighed(tinyfn.linear(p, x)) + p["weight"].square().sum(),
         LINEAR,
@@ -189,9 +194,16 @@ CASES = {
 }
 
 
+def following(params):
+    """The same params, by which somebody outside may differentiate."""
+    return tree.map(lambda leaf: leaf.detach().requires_grad_(), params)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_the_norms_of_every_gradient(name):
+@pytest.mark.parametrize("followed", [False, True])
+def test_the_norms_of_every_gradient(name, followed):
     f, params, args = CASES[name]
+    params = following(params) if followed else params
     torch.testing.assert_close(
         transforms.per_sample_grad_norms(f)(params, *args),
         norms_of_gradients(f)(params, *args),
@@ -203,7 +215,7 @@ def test_the_norms_of_every_gradient(name):
 @pytest.mark.parametrize("name", ["a_layer_with_a_mask", "a_gradient_by_the_input_inside"])
 def test_where_torch_hides_its_levels_gradients_are_made(monkeypatch, name):
     monkeypatch.setattr(_levels, "_functorch", None)
-    test_the_norms_of_every_gradient(name)
+    test_the_norms_of_every_gradient(name, followed=False)
 
 
 @pytest.mark.parametrize("name", ["tied_embeddings", "weights_used_twice", "a_penalty"])
@@ -340,4 +352,43 @@ def test_a_function_that_is_another_the_second_time_is_refused(calls):
         return sum(parts, (x @ params["weight"].T).sum() if not parts else x.sum())
 
     with pytest.raises(ValueError, match="per_sample_grad_norms: f must use params alike in ever"):
-        transforms.per_sample_grad_norms(fickle)(LINEAR, numbers(3, 6))
+        transforms.per_sample_grad_norms(fickle)(following(LINEAR), numbers(3, 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        ("a_layer_with_a_mask", 1),
+        ("tied_embeddings", 1),
+        ("a_penalty", 3),  # on what is used in two ways
+        ("two_shapes_of_one_weight", 3),
+        ("written_over", 3),
+    ],
+)
+def test_who_is_not_followed_runs_once(name, runs):
+    f, params, args = CASES[name]
+    seen = []
+
+    def noted(*args):
+        seen.append(args)
+        return f(*args)
+
+    norms = transforms.per_sample_grad_norms(noted)
+    norms(params, *args)
+    assert len(seen) == runs
+    seen.clear()
+    norms(following(params), *args)
+    assert len(seen) == 2
+
+
+def test_the_norms_are_followed_by_autograd():
+    f, params, args = CASES["a_layer_with_a_mask"]
+    params = following(params)
+    fast, slow = (
+        torch.autograd.grad(norms(f)(params, *args).sum(), tree.leaves(params), allow_unused=True)
+        for norms in (transforms.per_sample_grad_norms, norms_of_gradients)
+    )
+    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-11)
+    norms = transforms.per_sample_grad_norms(f)
+    with torch.no_grad():
+        assert not norms(params, *args).requires_grad

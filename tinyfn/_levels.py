@@ -22,6 +22,7 @@ _NAMES = (
     "is_legacy_batchedtensor",
     "is_dead_tensor_wrapper",
     "is_functorch_wrapped_tensor",
+    "maybe_get_bdim",
     "unwrap_if_dead",
 )
 _functorch: Any = getattr(torch._C, "_functorch", None)
@@ -259,6 +260,19 @@ def value(x: Tensor) -> int | None:
         (3, tensor([4]))
     """
     return int(x) if constant(x) and x.device.type == "cpu" else None
+
+
+def unmapped(x: Tensor) -> tuple[Tensor, int | None]:
+    """What the innermost `torch.vmap` has wrapped and its mapped axis, or the tensor and None.
+
+    Example:
+        >>> seen = []
+        >>> _ = torch.vmap(lambda x: [x, seen.append(unmapped(x))][0], in_dims=1)(torch.ones(3, 2))
+        >>> seen[0][0].shape, seen[0][1]
+        (torch.Size([3, 2]), 1)
+    """
+    at = _functorch.maybe_get_bdim(x)
+    return (x, None) if at < 0 else (_functorch.get_unwrapped(x), at)
 
 
 def depth() -> int | None:

@@ -5,6 +5,7 @@ Its squared norm is Σ (gˢ·gᵗ)(xˢ·xᵗ): products between positions, and n
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -28,8 +29,9 @@ def per_sample_grad_norms(
     that are used in linear maps and embeddings, which is where the memory goes, are not made; all
     others are. So it holds for any `f`, and pays for one that is composed of this library's
     functions, on sequences that are short beside the width of its layers. Where the gradients of
-    many positions cancel, half of the digits of the sum may go. `f` runs for one sample before it
-    runs for all, and may not change in place what it has multiplied.
+    many positions cancel, half of the digits of the sum may go. Where the norms are followed
+    themselves, `f` runs for one sample before it runs for all. It may not change in place what it
+    has multiplied.
 
     Args:
         f: A function of (params, *args) to one number, the loss of one sample.
@@ -66,8 +68,10 @@ def per_sample_grad_norms(
             raise _checks.fail(
                 ValueError, "per_sample_grad_norms", "params", "have a tensor", "none", remedy
             )
-        plan = _Plan(spec, leaves, _noted(f, spec, leaves, in_dims, args))
-        squared = torch.vmap(lambda *sample: _squared_norm(f, plan, sample), in_dims)(*args)
+        squared = _at_once(f, spec, leaves, in_dims, args)
+        if squared is None:
+            plan = _Plan(spec, leaves, _noted(f, spec, leaves, in_dims, args))
+            squared = torch.vmap(lambda *sample: _squared_norm(f, plan, sample), in_dims)(*args)
         zero = squared <= 0.0  # where the root has no derivative; NaN stays NaN
         return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt()).to(leaves[0].dtype)
 
@@ -113,8 +117,8 @@ class _Tape:
     def call(self, function: Callable[..., Any], args: Sequence[Any], options: Any) -> Any:
         if _levels.depth() == self.depth:
             if function in _VIEWS and isinstance(args[0], _Leaf):
-                view = function(args[0].value, *args[1:], **options)
-                return _leaf(self, args[0].index, view)
+                views = (function(x, *args[1:], **options) for x in (args[0].value, args[0].own))
+                return _leaf(self, args[0].index, *views)
             if function is F.linear:
                 x, weight, bias = _bound(*args, **options)
                 if not isinstance(x, _Leaf) and _is_affine(_value(weight), _value(bias)):
@@ -123,7 +127,7 @@ class _Tape:
                 rows, tokens = args[0].value, args[1]
                 return self.use(args[0], None, True, tokens % len(rows), rows[tokens])
         given = [x for x in _pytree.tree_leaves((args, options)) if isinstance(x, Tensor)]
-        args, options = _pytree.tree_map(_value, (args, options))
+        args, options = _pytree.tree_map(_own, (args, options))
         result = function(*args, **options)
         # Whoever asks a leaf for its shape or the like gives nothing else, and gets no tensor.
         if len(given) > 1 or any(isinstance(x, Tensor) for x in _pytree.tree_leaves(result)):
@@ -148,6 +152,8 @@ class _Leaf(Tensor):
     """Stands for a leaf of params, and tells a tape what is done with it."""
 
     value: Tensor
+    own: Tensor
+    """The same for each sample by itself, for whoever uses it in another way."""
     index: int
     tape: _Tape
 
@@ -172,15 +178,19 @@ for _name in ("device", "dtype", "ndim", "shape"):
 _VIEWS = (Tensor.flatten, Tensor.reshape, Tensor.view)
 
 
-def _leaf(tape: _Tape, index: int, value: Tensor) -> _Leaf:
+def _leaf(tape: _Tape, index: int, value: Tensor, own: Tensor) -> _Leaf:
     # Of no size and on no device: whatever reads it other than through the tape fails.
     leaf = torch.empty(0, device="meta").as_subclass(_Leaf)
-    leaf.value, leaf.index, leaf.tape = value, index, tape
+    leaf.value, leaf.own, leaf.index, leaf.tape = value, own, index, tape
     return leaf
 
 
 def _value(x: Any) -> Any:
     return x.value if isinstance(x, _Leaf) else x
+
+
+def _own(x: Any) -> Any:
+    return x.own if isinstance(x, _Leaf) else x
 
 
 def _bound(
@@ -199,6 +209,93 @@ def _looks_up(x: Any, index: Any) -> bool:
     return whole and isinstance(x, _Leaf) and x.value.ndim == 2
 
 
+class _Mapped(NamedTuple):
+    """What `torch.vmap` has wrapped, where its samples lie, and its version before any writing."""
+
+    whole: Tensor
+    at: int | None
+    version: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> "_Mapped":
+        """What a tensor in `torch.vmap` is outside."""
+        whole, at = _levels.unmapped(x)
+        return cls(whole, at, whole._version)
+
+    def first(self, x: Tensor, samples: int) -> Tensor:
+        """`x`, which is as `whole`, with the samples first."""
+        return x.expand(samples, *x.shape) if self.at is None else x.movedim(self.at, 0)
+
+
+class _TapeOfAll(_Tape):
+    """Notes, in one run for all samples, what every use reads and gives."""
+
+    def __init__(self, zero: Tensor) -> None:
+        super().__init__()
+        self.zero = zero
+        self.reads: list[_Mapped] = []
+        self.given: list[_Mapped] = []
+
+    def use(
+        self, matrix: Tensor, vector: Tensor | None, by_row: bool, read: Tensor, result: Tensor
+    ) -> Tensor:
+        result = super().use(matrix, vector, by_row, read, result)
+        given = _Mapped.of(result)
+        if given.at is None or not given.whole.requires_grad:
+            result = result + self.zero.to(result.dtype)
+            given = _Mapped.of(result)
+        self.reads.append(_Mapped.of(read))
+        self.given.append(given)
+        return result
+
+
+def _at_once(
+    f: Callable[..., Tensor], spec: Any, leaves: list[Tensor], in_dims: Dims, args: tuple[Any, ...]
+) -> Tensor | None:
+    """The squares in one run of `f` and one of autograd, where nobody outside follows.
+
+    None where somebody does, or where `f` cannot be followed so.
+    """
+    tensors = [x for x in _pytree.tree_leaves(args) if isinstance(x, Tensor)]
+    if not _levels.free(*leaves, *tensors) or torch.is_inference_mode_enabled():
+        return None
+    tapes: list[_TapeOfAll] = []
+
+    def run(zero: Tensor, owns: list[Tensor], *sample: Any) -> Tensor:
+        tapes.append(tape := _TapeOfAll(zero))
+        both = zip(leaves, owns, strict=True)
+        noting = [_leaf(tape, i, leaf, own) for i, (leaf, own) in enumerate(both)]
+        result = f(_pytree.tree_unflatten(noting, spec), *sample)
+        _checks.one_number("per_sample_grad_norms", result)
+        return result + zero.to(result.dtype)
+
+    dims = (in_dims,) * len(args) if isinstance(in_dims, int) else tuple(in_dims)
+    try:
+        (samples,) = torch.vmap(lambda *_: torch.zeros(()), dims)(*args).shape
+        with torch.enable_grad():
+            zero = torch.zeros(samples, device=leaves[0].device, requires_grad=True)
+            owns = [x.detach().expand(samples, *x.shape).requires_grad_() for x in leaves]
+            losses = torch.vmap(run, (0, 0, *dims))(zero, owns, *args)
+            (tape,) = tapes
+            followed = [given.whole for given in tape.given]
+            grads = torch.autograd.grad(losses.sum(), [*followed, *owns], allow_unused=True)
+    except Exception:  # of `f`, which will say so again, or since a leaf met what is not of torch
+        return None
+    by_use, by_leaf = grads[: len(followed)], grads[len(followed) :]
+    plan = _Plan(spec, leaves, tape.uses)
+    twice = any(by_leaf[i] is not None for i in plan.named)
+    written = any(x.whole._version != x.version for x in (*tape.given, *tape.reads))
+    if twice or written or any(len(shapes) > 1 for shapes in tape.shapes.values()):
+        return None
+    added = [
+        given.first(torch.zeros_like(given.whole) if grad is None else grad, samples)
+        for given, grad in zip(tape.given, by_use, strict=True)
+    ]
+    reads = [read.first(read.whole.detach(), samples) for read in tape.reads]
+    direct = [grad for grad in by_leaf if grad is not None]
+    return torch.vmap(partial(_sum_of_squares, plan))(direct, added, reads)
+
+
 def _noted(
     f: Callable[..., Tensor], spec: Any, leaves: list[Tensor], in_dims: Dims, args: tuple[Any, ...]
 ) -> list[_Use]:
@@ -210,7 +307,7 @@ def _noted(
     def run(*sample: Any) -> Tensor:
         def note(zero: Tensor) -> Tensor:
             tapes.append(tape := _Tape())
-            noting = [_leaf(tape, i, leaf) for i, leaf in enumerate(leaves)]
+            noting = [_leaf(tape, i, leaf, leaf) for i, leaf in enumerate(leaves)]
             f(_pytree.tree_unflatten(noting, spec), *sample)
             return zero
 
@@ -243,7 +340,7 @@ def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]
     def run(direct: list[Tensor], added: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         tape, rest = _Tape(added), iter(direct)
         leaves = [
-            _leaf(tape, i, x) if i in named else next(rest) for i, x in enumerate(plan.leaves)
+            _leaf(tape, i, x, x) if i in named else next(rest) for i, x in enumerate(plan.leaves)
         ]
         result = f(_pytree.tree_unflatten(leaves, plan.spec), *sample)
         _checks.one_number("per_sample_grad_norms", result)
@@ -256,16 +353,20 @@ def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]
         return result, tape.read
 
     (direct, added), read = torch.func.grad(run, (0, 1), has_aux=True)(direct, added)
-    device = plan.leaves[0].device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):  # squares are summed in single
-            return _sum_of_squares(plan, direct, added, read)
     return _sum_of_squares(plan, direct, added, read)
 
 
 def _sum_of_squares(
     plan: _Plan, direct: list[Tensor], added: list[Tensor], read: list[Tensor]
 ) -> Tensor:
+    device = plan.leaves[0].device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):  # squares are summed in single
+            return _summed(plan, direct, added, read)
+    return _summed(plan, direct, added, read)
+
+
+def _summed(plan: _Plan, direct: list[Tensor], added: list[Tensor], read: list[Tensor]) -> Tensor:
     squares = [_wide(grad).square().sum() for grad in direct]
     calls = list(zip(plan.uses, map(_wide, read), map(_wide, added), strict=True))
     for leaf in plan.named:
