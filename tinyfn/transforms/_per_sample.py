@@ -5,7 +5,6 @@ Its squared norm is Σ (gˢ·gᵗ)(xˢ·xᵗ): products between positions, and n
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -293,7 +292,8 @@ def _at_once(
     ]
     reads = [read.first(read.whole.detach(), samples) for read in tape.reads]
     direct = [grad for grad in by_leaf if grad is not None]
-    return torch.vmap(partial(_sum_of_squares, plan))(direct, added, reads)
+    with torch.no_grad():
+        return _sum_of_squares(plan, direct, added, reads)
 
 
 def _noted(
@@ -353,12 +353,17 @@ def _squared_norm(f: Callable[..., Tensor], plan: _Plan, sample: tuple[Any, ...]
         return result, tape.read
 
     (direct, added), read = torch.func.grad(run, (0, 1), has_aux=True)(direct, added)
-    return _sum_of_squares(plan, direct, added, read)
+    alone = ([x.unsqueeze(0) for x in tensors] for tensors in (direct, added, read))
+    return _sum_of_squares(plan, *alone)[0]
 
 
 def _sum_of_squares(
     plan: _Plan, direct: list[Tensor], added: list[Tensor], read: list[Tensor]
-) -> Tensor:
+) -> Float[Tensor, "samples"]:
+    """Of gradients that were made, and of those that what was read and `added` would give.
+
+    All have an axis of samples first.
+    """
     device = plan.leaves[0].device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):  # squares are summed in single
@@ -367,45 +372,50 @@ def _sum_of_squares(
 
 
 def _summed(plan: _Plan, direct: list[Tensor], added: list[Tensor], read: list[Tensor]) -> Tensor:
-    squares = [_wide(grad).square().sum() for grad in direct]
+    squares = [_flat(_wide(grad)).square().sum(1) for grad in direct]
     calls = list(zip(plan.uses, map(_wide, read), map(_wide, added), strict=True))
     for leaf in plan.named:
-        vectors = [_rows(grad).sum(0) for use, _, grad in calls if use.vector == leaf]
+        vectors = [_rows(grad).sum(1) for use, _, grad in calls if use.vector == leaf]
         if vectors:
-            squares.append(torch.stack(vectors).sum(0).square().sum())
+            squares.append(sum(vectors[1:], vectors[0]).square().sum(1))
         own = [call for call in calls if call[0].matrix == leaf]
         if own:
             squares.append(_squared_norm_of_matrix(own))
-    return torch.stack(squares).sum()
+    return torch.stack(squares).sum(0)
 
 
 def _squared_norm_of_matrix(calls: list[tuple[_Use, Tensor, Tensor]]) -> Tensor:
     """|Σ g xᵀ + Σ e_token gᵀ|² over the calls that multiply and the calls that look up."""
     products = [(_rows(x), _rows(grad)) for use, x, grad in calls if not use.by_row]
-    lookups = [(tokens.flatten(), _rows(grad)) for use, tokens, grad in calls if use.by_row]
+    lookups = [(_flat(tokens), _rows(grad)) for use, tokens, grad in calls if use.by_row]
     squares = []
     if products:
         x, g = _joined([x for x, _ in products]), _joined([g for _, g in products])
-        (seq, columns), rows = x.shape, g.shape[1]
+        (_, seq, columns), rows = x.shape, g.shape[2]
         if seq * (rows + columns) < rows * columns:
-            squares.append(((x @ x.mT) * (g @ g.mT)).sum())
+            squares.append(_flat((x @ x.mT) * (g @ g.mT)).sum(1))
         else:
-            squares.append((g.mT @ x).square().sum())
+            squares.append(_flat(g.mT @ x).square().sum(1))
     if lookups:
         tokens, e = _joined([t for t, _ in lookups]), _joined([e for _, e in lookups])
-        same = tokens.unsqueeze(0) == tokens.unsqueeze(1)
-        squares.append(torch.where(same, e @ e.mT, 0.0).sum())
+        same = tokens.unsqueeze(1) == tokens.unsqueeze(2)
+        squares.append(_flat(torch.where(same, e @ e.mT, 0.0)).sum(1))
     if products and lookups:
-        squares.append(2.0 * (g[:, tokens] * (x @ e.mT)).sum())
-    return torch.stack(squares).sum()
+        looked_up = g.gather(2, tokens.long().unsqueeze(1).expand(-1, g.shape[1], -1))
+        squares.append(2.0 * _flat(looked_up * (x @ e.mT)).sum(1))
+    return sum(squares[1:], squares[0])
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], -1)
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def _wide(x: Tensor) -> Tensor:
